@@ -1,0 +1,179 @@
+"""Checkpoints on disk or on the hub: found, read without executing anything, and identified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+# What a checkpoint may consist of. Pickles (.bin, .pt, .pkl) are never downloaded.
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt"]
+
+
+def fetch(hub_id: str, revision: str | None = None) -> tuple[Path, str]:
+    """The local folder of a hub checkpoint and its commit, downloaded if need be (with progress bars).
+
+    Without `revision`, the commit that is already in the cache stays the one in use: a checkpoint
+    never changes under a script. Honours HF_HUB_OFFLINE, HF_HOME and the standard cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(**how: Any) -> Path:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, **how))
+
+    try:
+        folder = snapshot(local_files_only=True)
+        if not any(folder.glob("*.safetensors")):  # a download that was cut off
+            folder = snapshot()
+    except LocalEntryNotFoundError:
+        try:
+            folder = snapshot()
+        except Exception as error:
+            raise FileNotFoundError(
+                f"{hub_id} is neither in the hub cache nor can it be downloaded "
+                f"({' '.join(str(error).split())[:200]}); a local folder can be given instead"
+            ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{hub_id} has no .safetensors; pickled weights are not loaded")
+    return folder, folder.name
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no config.json in {folder}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not JSON: {path} ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"not a model configuration: {path}")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the sharded index's, or model.safetensors, or the only one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).exists()]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise ValueError(f"which one? {folder} has {len(found)} .safetensors and no index")
+    raise FileNotFoundError(f"no .safetensors in {folder}; pickled weights are not loaded")
+
+
+def read_weights(files: list[Path]) -> dict[str, Tensor]:
+    """All tensors of safetensors files, on the CPU.
+
+    Raises:
+        ValueError: naming the file, when one is cut off or is not safetensors.
+    """
+    state: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                state |= {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, struct.error) as error:
+            raise ValueError(f"damaged or half-written safetensors: {path} ({error})") from None
+    return state
+
+
+def read_pickled_weights(path: Path) -> dict[str, Tensor]:
+    """A `.pt` state dict through `weights_only=True`: tensors come back, no code is ever run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"not a plain dictionary of tensors: {path} ({reason})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"not a plain dictionary of tensors: {path}")
+    return state
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """`load_state_dict` in which every key must be there, fit, and be known.
+
+    Raises:
+        ValueError: naming the source and the first few missing, unknown or misshapen keys.
+    """
+    wanted = module.state_dict()
+    missing = [k for k in wanted if k not in state]
+    unknown = [k for k in state if k not in wanted]
+    misshapen = [
+        f"{k} {list(state[k].shape)} instead of {list(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    problems = (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
+    found = [f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems if keys]
+    if found:
+        raise ValueError(f"{source} does not fit: {'; '.join(found)}")
+    module.load_state_dict(state, assign=False)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """16 hex digits that identify weights: every name, dtype and shape, and 64 KiB of each tensor.
+
+    The sample is spread over the tensor, so a fine-tune of any part shows, and 9 GB take a second.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.reshape(-1)
+        step = max(1, flat.numel() * flat.element_size() // 65536)
+        sample = flat[::step].contiguous().cpu()
+        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """config.json and model.safetensors, each written whole or not at all; the config comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class replacing:
+    """`with replacing(path) as temporary:` - write `temporary`; on success it becomes `path`, at once.
+
+    On an exception the temporary file is removed and `path` is as it was.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+            return
+        with open(self.temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self.temporary, self.path)

@@ -1,0 +1,19 @@
+"""Load this checkout as `tastemaker`, whatever its folder is called, the way ComfyUI loads it."""
+
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+# One thread for tiny models: two threads on two busy cores can be 90 times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# `python -m pytest` puts the root on the path, where our own folders would hide other packages.
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT]
+
+spec = spec_from_file_location("tastemaker", ROOT / "__init__.py")
+sys.modules["tastemaker"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["tastemaker"])
