@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # `python -m pytest` puts the root on the path, where our own folders would hide other packages.
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT]
+# Builders that several tests share (tests/tiny_*.py) are imported by their plain names.
+sys.path.append(str(ROOT / "tests"))
 
 spec = spec_from_file_location("tastemaker", ROOT / "__init__.py")
 sys.modules["tastemaker"] = module_from_spec(spec)

@@ -1,0 +1,165 @@
+"""Checkpoints that are broken, foreign or hostile; writes that are cut off; the hub without a network."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tastemaker.scorers import checkpoint, load_scorer
+
+
+def state() -> dict[str, torch.Tensor]:
+    return {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
+
+
+def saved(folder, name="model.safetensors", tensors=None):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors or state(), folder / name)
+    return folder
+
+
+def test_reads_single_sharded_and_lone_files(tmp_path):
+    single = saved(tmp_path / "single")
+    lone = saved(tmp_path / "lone", "weights.safetensors")
+    sharded = saved(tmp_path / "sharded", "a.safetensors", {"weight": state()["weight"]})
+    saved(sharded, "b.safetensors", {"bias": state()["bias"]})
+    index = {"weight_map": {"weight": "a.safetensors", "bias": "b.safetensors"}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    for folder in (single, lone, sharded):
+        read = checkpoint.read_weights(checkpoint.weight_files(folder))
+        assert read.keys() == state().keys()
+        assert all(torch.equal(read[k], v) for k, v in state().items())
+
+
+def test_missing_shard_missing_file_and_two_candidates_are_named(tmp_path):
+    folder = saved(tmp_path / "a", "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"x": "gone.safetensors"}}'
+    )
+    with pytest.raises(FileNotFoundError, match=r"lacks gone\.safetensors"):
+        checkpoint.weight_files(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="pickled weights are not loaded"):
+        checkpoint.weight_files(tmp_path / "empty")
+    saved(saved(tmp_path / "two", "a.safetensors"), "b.safetensors")
+    with pytest.raises(ValueError, match="which one"):
+        checkpoint.weight_files(tmp_path / "two")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 40, 0.7, 0.99])
+def test_half_written_safetensors_is_named(keep, tmp_path):
+    path = saved(tmp_path / "a") / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if isinstance(keep, int) else int(len(whole) * keep)])
+    with pytest.raises(ValueError, match=r"half-written safetensors: .*model\.safetensors"):
+        checkpoint.read_weights([path])
+
+
+def test_missing_unknown_and_misshapen_keys_are_named():
+    module = torch.nn.Linear(3, 2)
+    checkpoint.load_exactly(module, state(), "here")
+    assert torch.equal(module.weight, state()["weight"])
+    with pytest.raises(ValueError, match=r"here does not fit: 1 missing: bias"):
+        checkpoint.load_exactly(module, {"weight": state()["weight"]}, "here")
+    with pytest.raises(ValueError, match=r"1 unknown: extra"):
+        checkpoint.load_exactly(module, {**state(), "extra": torch.ones(1)}, "here")
+    with pytest.raises(ValueError, match=r"bias \[3\] instead of \[2\]"):
+        checkpoint.load_exactly(module, {**state(), "bias": torch.ones(3)}, "here")
+
+
+class Hostile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+def test_malicious_pickle_is_refused_and_never_run(tmp_path):
+    marker = tmp_path / "executed"
+    for name, dump in (("a.pt", torch.save), ("b.pt", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+        dump({"weight": Hostile(marker)}, tmp_path / name)
+        with pytest.raises(ValueError, match=f"not a plain dictionary of tensors: .*{name}"):
+            checkpoint.read_pickled_weights(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_plain_pickled_weights_are_read(tmp_path):
+    torch.save(state(), tmp_path / "plain.pt")
+    torch.save({"state_dict": state(), "epoch": 3}, tmp_path / "nested.pt")
+    for name in ("plain.pt", "nested.pt"):
+        assert checkpoint.read_pickled_weights(tmp_path / name).keys() == state().keys()
+
+
+def test_digest_sees_every_change():
+    big = {"a": torch.zeros(300_000), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    digests = {checkpoint.weights_digest(big)}
+    for change in (
+        {"a": big["a"] + 1e-6, "b": big["b"]},
+        {"a": big["a"], "b": big["b"] + 1},
+        {"a": big["a"].reshape(2, -1), "b": big["b"]},
+        {"a": big["a"], "c": big["b"]},
+        {"a": big["a"], "b": big["b"].float()},
+    ):
+        digests.add(checkpoint.weights_digest(change))
+    assert len(digests) == 6
+    assert checkpoint.weights_digest(dict(reversed(big.items()))) in digests
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    checkpoint.write_checkpoint(folder, {"version": 1}, state())
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert before.keys() == {"config.json", "model.safetensors"}
+
+    def full_disk(tensors, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.write_checkpoint(folder, {"version": 2}, state())
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("nothing-like-it", FileNotFoundError, "no such scorer or folder: nothing-like-it .*nano"),
+        ("./gone/folder", FileNotFoundError, "no such scorer or folder"),
+        ("nobody/nothing", FileNotFoundError, "neither in the hub cache nor"),
+        ("joyquality", FileNotFoundError, "joyquality-siglip2.*neither in the hub cache nor"),
+    ],
+)
+def test_missing_folder_and_missing_network(name, error, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(error, match=message) as caught:
+        load_scorer(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_of_another_kind_are_named(tmp_path):
+    folder = saved(tmp_path / "bert")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="no checkpoint of a known scorer .*bert"):
+        load_scorer(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"not JSON: .*config\.json"):
+        load_scorer(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_scorer(folder)
+
+
+def test_a_rali_release_names_the_command(tmp_path):
+    (tmp_path / "ckpt.pt").touch()
+    (tmp_path / "pca.pkl").touch()
+    with pytest.raises(ValueError, match="tastemaker convert rali"):
+        load_scorer(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", 3, torch.int64, "nonsense"])
+def test_bad_dtype_is_named(dtype):
+    with pytest.raises(ValueError, match="dtype must be"):
+        load_scorer("nano", dtype=dtype)

@@ -1,0 +1,147 @@
+"""Order, grouping, errors and memory of `score` and `score_iter`."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from stub import Brightness
+from tastemaker.scorers import stream
+
+
+def flat(value: float, height: int = 4, width: int = 4) -> torch.Tensor:
+    return torch.full((3, height, width), value)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 5), st.integers(1, 5)), max_size=40),
+    st.integers(1, 7),
+)
+@settings(max_examples=40, deadline=None)
+def test_mixed_sizes_come_back_in_order(pictures, batch_size):
+    scorer = Brightness()
+    scores = scorer.score([flat(*picture) for picture in pictures], batch_size=batch_size)
+    expected = torch.tensor([value for value, _, _ in pictures], dtype=torch.float32)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert all(batch[0] <= batch_size for batch in scorer.batches)
+
+
+def test_equal_model_inputs_share_a_batch_whatever_their_source_size():
+    scorer = Brightness(size=(8, 8))
+    scorer.score([flat(0.5, 4 + i, 9) for i in range(6)], batch_size=6)
+    assert scorer.batches == [(6, 3, 8, 8)]
+
+
+def test_empty():
+    scores = Brightness().score([])
+    assert scores.shape == (0,) and scores.dtype == torch.float32
+
+
+def test_paths_pil_and_tensors_agree(tmp_path):
+    picture = Image.effect_noise((20, 12), 80).convert("RGB")
+    picture.save(tmp_path / "a.png")
+    tensor = torch.tensor(list(picture.tobytes()), dtype=torch.uint8).reshape(12, 20, 3)
+    tensor = tensor.permute(2, 0, 1)
+    items = [tmp_path / "a.png", str(tmp_path / "a.png"), picture, tensor, tensor / 255]
+    scores = Brightness().score(items)
+    torch.testing.assert_close(scores, scores[:1].expand(5), atol=1e-6, rtol=0)
+
+
+def test_errors_raise_or_become_nan(tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    items = [flat(0.1), tmp_path / "bad.png", flat(0.3)]
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        Brightness().score(items)
+    scores = Brightness().score(items, on_error="nan")
+    assert torch.isnan(scores).tolist() == [False, True, False]
+    errors = [scored.error for scored in Brightness().score_iter(items)]
+    assert errors[0] is None and "bad.png" in errors[1] and errors[2] is None
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda s: s.score("picture.png"), TypeError, "one path"),
+        (lambda s: s.score([], on_error="ignore"), ValueError, "on_error"),
+        (lambda s: s.score([], batch_size=0), ValueError, "batch_size"),
+    ],
+)
+def test_bad_arguments(call, error, message):
+    with pytest.raises(error, match=message):
+        call(Brightness())
+
+
+class OutOfMemory(Brightness):
+    """Raises what torch raises, for batches over `fits`."""
+
+    def __init__(self, fits: int, error: Exception):
+        super().__init__()
+        self.fits, self.error = fits, error
+
+    def score_prepared(self, x):
+        if len(x) > self.fits:
+            raise self.error
+        return super().score_prepared(x)
+
+
+CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_MESSAGE)]
+)
+def test_too_little_memory_halves_the_batch_and_goes_on(error):
+    scorer = OutOfMemory(3, error)
+    values = [i / 20 for i in range(20)]
+    scores = scorer.score([flat(v) for v in values], batch_size=16)
+    torch.testing.assert_close(scores, torch.tensor(values), atol=1e-6, rtol=0)
+    assert {batch[0] for batch in scorer.batches} == {2}  # 16, 8 and 4 failed; 2 is kept
+
+
+def test_memory_too_small_for_one_image_is_an_error():
+    scorer = OutOfMemory(0, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        scorer.score([flat(0.5)])
+
+
+def test_other_errors_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shape"):
+        OutOfMemory(0, RuntimeError("shape mismatch")).score([flat(0.5)] * 4)
+
+
+def test_stream_is_lazy_and_holds_few_pictures():
+    """A million entries: only what is ahead of the scorer is alive."""
+    alive: weakref.WeakSet = weakref.WeakSet()
+
+    def endless():
+        while True:
+            picture = flat(0.5, 100, 100)
+            alive.add(picture)
+            yield picture
+
+    results = Brightness().score_iter(endless(), batch_size=4)
+    for _ in range(2000):
+        assert next(results).score == pytest.approx(0.5)
+    gc.collect()
+    assert len(alive) < 600
+    results.close()
+
+
+def test_stopping_early_leaves_no_decoding_behind():
+    results = Brightness().score_iter((flat(0.5) for _ in range(10**9)), batch_size=2)
+    next(results)
+    results.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("tastemaker-decode"):
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+def test_large_pictures_shrink_the_window(monkeypatch):
+    monkeypatch.setattr(stream, "WINDOW_PIXELS", 100)
+    windows = list(stream._windows(((i, flat(0.5, 6, 6)) for i in range(7)), 64))
+    assert [len(window) for window in windows] == [3, 3, 1]
