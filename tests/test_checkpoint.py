@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from tastemaker.scorers import checkpoint, load_scorer
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from stub import Brightness
+
 from tastemaker.scorers import stream
 
 
