@@ -5,6 +5,8 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from hypothesis import settings
+
 # One thread for tiny models: two threads on two busy cores can be 90 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,3 +21,7 @@ sys.path.append(str(ROOT / "tests"))
 spec = spec_from_file_location("tastemaker", ROOT / "__init__.py")
 sys.modules["tastemaker"] = module_from_spec(spec)
 spec.loader.exec_module(sys.modules["tastemaker"])
+
+# Tests judge behaviour, not time: a busy machine must not fail them.
+settings.register_profile("tastemaker", deadline=None)
+settings.load_profile("tastemaker")
