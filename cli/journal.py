@@ -1,0 +1,288 @@
+"""The journal: an SQLite file that keeps the scores of one fingerprint, and survives any kill.
+
+An image is known by its absolute path, size and modification time: one that changes is scored
+again. Failures are kept too. The scores of a million images are never in memory together: the
+images of a run are listed in a temporary table on disk, which also fixes their order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..scorers import ScorerCard
+
+APPLICATION_ID = 0x7461_7374  # "tast"
+FORMAT = 1
+FLUSH_SECONDS, FLUSH_ROWS = 1.0, 1000  # what a kill can cost
+PAGE = 1000
+
+_TABLES = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE scores (
+    path PRIMARY KEY, size INTEGER, mtime_ns INTEGER, score REAL, error TEXT
+) WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+"""
+_ASKED = """
+CREATE TEMP TABLE asked (position INTEGER PRIMARY KEY, path UNIQUE, size INTEGER, mtime_ns INTEGER)
+"""
+# The images of this run, with their scores where they are known.
+_JOINED = """
+FROM asked LEFT JOIN scores
+ON scores.path = asked.path AND scores.size = asked.size AND scores.mtime_ns = asked.mtime_ns
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image: where it is, its score (NaN where there is none), and why there is none."""
+
+    path: Path
+    score: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image as it was found: what a score is recorded for. Opens like a path."""
+
+    path: str
+    size: int  # -1 where the file does not exist
+    mtime_ns: int
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+class Summary(NamedTuple):
+    """Of the images of a run."""
+
+    images: int
+    errors: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Journal:
+    """Opens, or creates, the journal of a scorer. A context manager: leaving it keeps everything.
+
+    Raises:
+        ValueError: the file is something else, or holds the scores of another fingerprint.
+    """
+
+    def __init__(self, path: Path, card: ScorerCard | None = None):
+        self.path = path
+        self._pending: list[tuple] = []
+        self._flushed = time.monotonic()
+        if card is None and not path.exists():
+            raise FileNotFoundError(f"no such journal: {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _connect(path)
+        try:
+            self.card = self._open(card)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._named(error) from None
+        except BaseException:
+            self._db.close()
+            raise
+
+    @classmethod
+    def of(cls, card: ScorerCard, path: Path | None = None) -> Journal:
+        """The journal at `path`, or the user's own journal of this fingerprint."""
+        name = re.sub(r"[^\w.-]+", "-", card.name)
+        return cls(path or home() / "scores" / f"{name}-{card.fingerprint_id}.sqlite", card)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.flush()
+        except sqlite3.Error as failure:
+            error = failure
+        self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._named(error) from error
+
+    def ask(self, paths: Iterable[Path], retry_errors: bool = False) -> int:
+        """Lists the images of this run, each once. Returns how many there are."""
+        rows = ((_key(path), *_state(path)) for path in paths)
+        insert = "INSERT OR IGNORE INTO asked (path, size, mtime_ns) VALUES (?, ?, ?)"
+        with self._db:  # commits, or rolls back
+            self._db.execute("BEGIN")
+            self._db.executemany(insert, rows)
+        if retry_errors:
+            failed = "error IS NOT NULL AND path IN (SELECT path FROM asked)"
+            self._db.execute(f"DELETE FROM scores WHERE {failed}")
+        return self._value("SELECT count(*) FROM asked")
+
+    def missing_count(self) -> int:
+        """How many images of this run have neither a score nor a recorded failure."""
+        return self._value(f"SELECT count(*) {_JOINED} WHERE scores.path IS NULL")
+
+    def missing(self) -> Iterator[Entry]:
+        """Those images, in order; scores may be recorded meanwhile."""
+        query = f"SELECT position, asked.path, asked.size, asked.mtime_ns {_JOINED}"
+        for _, path, *state in self._pages(f"{query} WHERE scores.path IS NULL AND position > ?"):
+            yield Entry(os.fsdecode(path), *state)
+
+    def record(self, entry: Entry, score: float, error: str | None = None) -> None:
+        """Keeps a result: within a second, or a thousand results, it is safe from any kill."""
+        if math.isnan(score):
+            score, error = None, error or "the scorer returned NaN"
+        self._pending.append((_key(entry.path), entry.size, entry.mtime_ns, score, error))
+        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commits what is pending, in one short transaction: others may write to the journal too."""
+        if self._pending:
+            insert = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)"
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany(insert, self._pending)
+            self._pending.clear()  # after the commit: what is interrupted before is kept again
+        self._flushed = time.monotonic()
+
+    def rows(self, only_errors: bool = False) -> Iterator[Row]:
+        """The images of this run in order. One that nothing is known of has an error that says so."""
+        query = f"SELECT position, asked.path, score, error, scores.path IS NULL {_JOINED}"
+        condition = "score IS NULL AND position > ?" if only_errors else "position > ?"
+        for _, path, score, error, unknown in self._pages(f"{query} WHERE {condition}"):
+            yield _row(path, score, "not scored" if unknown else error)
+
+    def all_rows(self) -> Iterator[Row]:
+        """Everything in the journal, by path."""
+        for row in self._db.execute("SELECT path, score, error FROM scores ORDER BY path"):
+            yield _row(*row)
+
+    def summary(self) -> Summary:
+        """Of the images of this run."""
+        counts = "count(*), count(*) - count(score), avg(score), min(score), max(score)"
+        return Summary(*self._db.execute(f"SELECT {counts} {_JOINED}").fetchone())
+
+    def _open(self, card: ScorerCard | None) -> ScorerCard:
+        if card is not None and self._is_empty():
+            self._create(card)
+        if self._value("PRAGMA application_id") != APPLICATION_ID:
+            raise ValueError(f"not a journal of Tastemaker: {self.path}")
+        if (version := self._value("PRAGMA user_version")) != FORMAT:
+            raise ValueError(f"{self.path} has format {version}, this version reads {FORMAT}")
+        stored = _card(self._value("SELECT value FROM meta WHERE name = 'card'"))
+        if card is not None and stored.fingerprint_id != card.fingerprint_id:
+            raise ValueError(
+                f"{self.path} holds scores of another fingerprint "
+                f"({differences(stored.fingerprint, card.fingerprint)}): use another --journal"
+            )
+        self._db.execute(_ASKED)
+        return stored
+
+    def _create(self, card: ScorerCard) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        value = json.dumps(asdict(card) | {"fingerprint": dict(card.fingerprint)})
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            if self._is_empty():  # no other process was faster
+                for statement in _TABLES.split(";"):
+                    self._db.execute(statement)
+                self._db.execute("INSERT INTO meta VALUES ('card', ?)", (value,))
+
+    def _is_empty(self) -> bool:
+        return not self._value("SELECT count(*) FROM sqlite_master")
+
+    def _named(self, error: sqlite3.Error) -> Exception:
+        """The error with the file's name: a full disk and a lock are not the file's fault."""
+        if isinstance(error, sqlite3.OperationalError):
+            return RuntimeError(f"journal {self.path}: {error}")
+        return ValueError(f"not a journal of Tastemaker, or damaged: {self.path} ({error})")
+
+    def _pages(self, query: str) -> Iterator[tuple]:
+        """The rows of a query whose first column is `position` and whose parameter the last one read.
+
+        Page by page, because a query that is read while its tables change is undefined.
+        """
+        last = 0
+        while page := self._db.execute(
+            f"{query} ORDER BY position LIMIT {PAGE}", (last,)
+        ).fetchall():
+            yield from page
+            last = page[-1][0]
+
+    def _value(self, query: str):
+        return self._db.execute(query).fetchone()[0]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=60, isolation_level=None)
+    # With a write-ahead log, a kill loses nothing that was committed, and readers are not blocked.
+    db.execute("PRAGMA synchronous = NORMAL")
+    return db
+
+
+def is_journal(path: Path) -> bool:
+    """Whether it is an SQLite file."""
+    with open(path, "rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def differences(stored: Mapping[str, str], fresh: Mapping[str, str]) -> str:
+    """What differs between two fingerprints: "dtype: float32 there, bfloat16 here"."""
+    names = [n for n in sorted({*stored, *fresh}) if stored.get(n) != fresh.get(n)]
+    there = {n: stored.get(n) or "none" for n in names}
+    return "; ".join(f"{n}: {there[n]} there, {fresh.get(n) or 'none'} here" for n in names)
+
+
+def home() -> Path:
+    """The user's folder for what this program keeps: $TASTEMAKER_HOME, or the platform's own."""
+    if own := os.environ.get("TASTEMAKER_HOME"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "tastemaker"
+
+
+def _key(path: str | os.PathLike) -> str | bytes:
+    """The path as SQLite can hold it: names that are not Unicode are kept as bytes."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and modification time, (-1, -1) where there is no file: when it comes, it is another."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _row(path: str | bytes, score: float | None, error: str | None) -> Row:
+    return Row(Path(os.fsdecode(path)), math.nan if score is None else score, error)
+
+
+def _card(value: str) -> ScorerCard:
+    values = json.loads(value)
+    for name in ("range", "tasks", "capabilities"):
+        values[name] = tuple(values[name])
+    return ScorerCard(**values)

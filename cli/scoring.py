@@ -1,0 +1,155 @@
+"""Scores of pictures: those that exist, from a file, or fresh ones, through the journal."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import click
+from tqdm.auto import tqdm
+
+from ..scorers import Scored, Scorer, ScorerCard
+from ..scorers.video import is_video, read_video
+from . import one_line
+from .export import read_table
+from .files import expand
+from .journal import Entry, Journal, Row, is_journal
+from .options import ScorerOptions, load_from_options
+
+__all__ = ["Row", "Scores", "scored", "scores_of"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rows in the order of the PATHS, and what made them."""
+
+    rows: list[Row]
+    name: str  # the scorer's
+    fingerprint_id: str
+    card: ScorerCard | None = None  # None where the scores come from an export
+
+    @property
+    def values(self) -> list[float]:
+        """[N], NaN where there is no score."""
+        return [row.score for row in self.rows]
+
+
+def scores_of(
+    paths: Sequence[str],
+    options: ScorerOptions,
+    *,
+    journal: Path | None = None,
+    scores: Path | None = None,
+    retry_errors: bool = False,
+    exclude: Iterable[Path] = (),
+) -> Scores:
+    """Existing or fresh scores, each image once, in the order of `paths`.
+
+    Args:
+        paths: as on the command line, see `files.expand`. Empty, with `scores`: all that it holds.
+        journal: where fresh scores are kept; by default the user's journal of the fingerprint.
+        scores: a CSV, JSONL or Parquet export, or a journal: nothing is scored, and images that it
+            does not know get an error.
+        retry_errors: try again what the journal knows to have failed.
+        exclude: folders that are not entered.
+
+    Raises:
+        FileNotFoundError, ValueError: no such path, nothing found, a file of another kind, scores
+            of several fingerprints; and whatever loading the scorer raises.
+    """
+    if scores is not None:
+        return _existing(scores, paths, exclude)
+    with scored(paths, options, journal, retry_errors, exclude) as run:
+        card = run.journal.card
+        return Scores(list(run.journal.rows()), card.name, card.fingerprint_id, card)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A journal that knows every image of `paths`, and how many of them it knew before."""
+
+    journal: Journal
+    known: int
+    fresh: int
+
+
+@contextmanager
+def scored(
+    paths: Sequence[str],
+    options: ScorerOptions,
+    journal: Path | None = None,
+    retry_errors: bool = False,
+    exclude: Iterable[Path] = (),
+) -> Iterator[Run]:
+    """Scores what the journal does not know yet, with bounded memory; see `scores_of`."""
+    found = expand(paths, exclude)
+    scorer = load_from_options(options)
+    with Journal.of(scorer.card, journal) as kept:
+        total = kept.ask(found, retry_errors)
+        fresh = kept.missing_count()
+        _score_missing(scorer, kept, fresh, options.batch_size)
+        yield Run(kept, total - fresh, fresh)
+
+
+def _score_missing(scorer: Scorer, journal: Journal, count: int, batch_size: int | None) -> None:
+    pictures = (entry for entry in journal.missing() if not is_video(entry.path))
+    videos = (entry for entry in journal.missing() if is_video(entry.path))
+    results = chain(scorer.score_iter(pictures, batch_size), _score_videos(scorer, videos))
+    with tqdm(total=count, unit="image", desc=journal.card.name, disable=None) as bar:
+        try:
+            for result in results:
+                journal.record(result.item, result.score, result.error)
+                bar.update()
+        finally:
+            journal.flush()
+
+
+def _score_videos(scorer: Scorer, entries: Iterable[Entry]) -> Iterator[Scored]:
+    for entry in entries:
+        try:
+            frames = read_video(entry.path)[None].to(scorer.device).float() / 255
+        except ImportError as error:
+            click.echo(f"Warning: videos are not scored: {one_line(error)}", err=True)
+            return  # not recorded: they are scored as soon as PyAV is there
+        except (ValueError, OSError) as error:
+            yield Scored(entry, float("nan"), one_line(error))
+        else:
+            yield Scored(entry, float(scorer.score_video(frames)))
+
+
+def _existing(source: Path, paths: Sequence[str], exclude: Iterable[Path]) -> Scores:
+    """Scores from a file; with `paths`, theirs."""
+    if is_journal(source):
+        with Journal(source) as journal:
+            if paths:
+                journal.ask(expand(paths, exclude))
+            rows = journal.rows() if paths else journal.all_rows()
+            return Scores(list(rows), journal.card.name, journal.card.fingerprint_id, journal.card)
+    known, (name, fingerprint_id) = _read_export(source)
+    if not paths:
+        return Scores(list(known.values()), name, fingerprint_id)
+    found = dict.fromkeys(expand(paths, exclude))  # each once, in order
+    missing = f"no score in {source.name}"
+    rows = [known.get(path) or Row(path, math.nan, missing) for path in found]
+    return Scores(rows, name, fingerprint_id)
+
+
+def _read_export(source: Path) -> tuple[dict[Path, Row], tuple[str, str]]:
+    """Rows by absolute path, and the one scorer and fingerprint that made them."""
+    rows, made_by = {}, set()
+    for values in read_table(source):
+        path = Path(os.path.abspath(values["path"]))
+        score = math.nan if values["score"] is None else values["score"]
+        rows[path] = Row(path, score, values["error"])
+        made_by.add((values.get("scorer") or "", values.get("fingerprint") or ""))
+    if not rows:
+        raise ValueError(f"no scores in {source}")
+    if len(made_by) > 1:
+        named = ", ".join(f"{name} {fingerprint}" for name, fingerprint in sorted(made_by))
+        raise ValueError(f"{source} mixes scores of several fingerprints: {named}")
+    return rows, made_by.pop()
