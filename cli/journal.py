@@ -14,12 +14,12 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..scorers import ScorerCard
+from ..scorers.base import ScorerCard, differences
 
 APPLICATION_ID = 0x7461_7374  # "tast"
 FORMAT = 1
@@ -236,13 +236,6 @@ def is_journal(path: Path) -> bool:
     """Whether it is an SQLite file."""
     with open(path, "rb") as file:
         return file.read(16) == b"SQLite format 3\0"
-
-
-def differences(stored: Mapping[str, str], fresh: Mapping[str, str]) -> str:
-    """What differs between two fingerprints: "dtype: float32 there, bfloat16 here"."""
-    names = [n for n in sorted({*stored, *fresh}) if stored.get(n) != fresh.get(n)]
-    there = {n: stored.get(n) or "none" for n in names}
-    return "; ".join(f"{n}: {there[n]} there, {fresh.get(n) or 'none'} here" for n in names)
 
 
 def home() -> Path:

@@ -1,7 +1,8 @@
 """Images to scores."""
 
 from .base import Scorer, ScorerCard, check_images
+from .ensemble import Ensemble
 from .load import NAMES, load_scorer
 from .stream import Scored
 
-__all__ = ["NAMES", "Scored", "Scorer", "ScorerCard", "check_images", "load_scorer"]
+__all__ = ["NAMES", "Ensemble", "Scored", "Scorer", "ScorerCard", "check_images", "load_scorer"]

@@ -57,6 +57,14 @@ class ScorerCard:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def differences(stored: Mapping[str, str], fresh: Mapping[str, str]) -> str:
+    """What differs between two fingerprints: "dtype: float32 there, bfloat16 here"."""
+    names = [n for n in sorted({*stored, *fresh}) if stored.get(n) != fresh.get(n)]
+    return "; ".join(
+        f"{n}: {stored.get(n) or 'none'} there, {fresh.get(n) or 'none'} here" for n in names
+    )
+
+
 def check_images(images: Tensor, device: torch.device | None = None) -> None:
     """Raises TypeError or ValueError unless `images` is Tensor[B, 3, H, W], floating point, on `device`.
 
@@ -111,6 +119,13 @@ class Scorer(nn.Module):
     def score_prepared(self, x: Tensor) -> Tensor:
         """Model input [B, 3, h, w] in [0, 1] (from `prepare`) to scores [B] float32."""
         raise NotImplementedError
+
+    def score_runs(self, runs: Iterable[Tensor]) -> Tensor:
+        """Source pictures of one input size, as batches [b, 3, H, W] of one size each, to scores [B].
+
+        What `score` calls. A scorer of scorers gives its members the source pixels here.
+        """
+        return self.score_prepared(torch.cat([self.prepare(run) for run in runs]))
 
     def forward(self, images: Tensor, prompts: list[str] | None = None) -> Tensor:
         """Scores a batch where it lies. Differentiable; no value is checked, nothing is copied to the host.

@@ -33,7 +33,8 @@ def load_scorer(
     Args:
         name_or_path: "nano" (embedded, no download), "joyquality", "rali", "q-realign-mini",
             "q-realign-lite", "q-realign-pro"; a checkpoint folder or file, whose kind is read from
-            its own configuration; or a hub id such as "someone/their-fine-tune".
+            its own configuration; the .json of an ensemble, from `tastemaker calibrate`; or a hub id
+            such as "someone/their-fine-tune".
         task: what to judge, where the scorer has several: "quality", "aesthetics" or "video".
         device: where it runs; by default the GPU when there is one.
         dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU; or a torch dtype or
@@ -90,6 +91,10 @@ def _locate(name_or_path: str | Path, revision: str | None) -> tuple[Path, str |
 
 def _loader(path: Path):
     """The loader for a checkpoint, chosen by its own configuration."""
+    if path.suffix == ".json":
+        from .ensemble import load_ensemble
+
+        return load_ensemble
     from . import joyquality, nano, qrealign, rali
 
     if path.is_file():

@@ -157,8 +157,7 @@ class _Batcher:
     def _try(self, pictures: list[Tensor]) -> Tensor | None:
         """Scores of one batch, or None when memory ran out and a smaller batch may fit."""
         try:
-            x = torch.cat([self._prepare(run) for run in _runs(pictures)])
-            return self.scorer.score_prepared(x)
+            return self.scorer.score_runs(self._on_device(run) for run in _runs(pictures))
         except (RuntimeError, MemoryError) as error:
             if len(pictures) == 1 or not _out_of_memory(error):
                 raise
@@ -166,12 +165,11 @@ class _Batcher:
             torch.cuda.empty_cache()
         return None
 
-    def _prepare(self, pictures: list[Tensor]) -> Tensor:
+    def _on_device(self, pictures: list[Tensor]) -> Tensor:
         stacked = torch.stack(pictures)
         if self.scorer.device.type == "cuda" and stacked.device.type == "cpu":
             stacked = stacked.pin_memory()
-        images = stacked.to(self.scorer.device, non_blocking=True)
-        return self.scorer.prepare(images)
+        return stacked.to(self.scorer.device, non_blocking=True)
 
 
 def _runs(pictures: list[Tensor]) -> list[list[Tensor]]:

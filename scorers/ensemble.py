@@ -1,0 +1,203 @@
+"""Several scorers as one: the weighted mean of their standardised scores.
+
+Scales differ - one scorer says 0 to 1, another any number - so each score is first expressed in
+deviations from that scorer's mean, both measured on a named set of images (`tastemaker calibrate`).
+Unlike the scores of a batch standardised by itself, an image's score does not depend on its company.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ranking import ReferenceStatistics, standardize
+from .base import Scorer, ScorerCard, check_images, differences
+
+
+class Ensemble(Scorer):
+    """sum of weight * (score - mean) / std over the members, the weights adding up to 1.
+
+    Args:
+        members: scorers on one device.
+        statistics: mean and deviation of each member's scores on the reference set.
+        weights: one a member, not negative and not all 0; equal by default.
+        reference: the name of the set that the statistics were measured on.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Scorer],
+        statistics: Sequence[ReferenceStatistics],
+        weights: Sequence[float] | None = None,
+        reference: str = "unnamed",
+    ):
+        super().__init__()
+        if not members or len(statistics) != len(members):
+            counts = f"{len(members)} members and {len(statistics)} statistics"
+            raise ValueError(
+                f"an ensemble has one or more members with statistics each, got {counts}"
+            )
+        if len({str(member.device) for member in members}) > 1:
+            devices = ", ".join(f"{m.card.name} on {m.device}" for m in members)
+            raise ValueError(f"an ensemble's members share one device: {devices}")
+        for member, statistic in zip(members, statistics, strict=True):
+            if not (math.isfinite(statistic.mean) and 0 < statistic.std < math.inf):
+                found = f"mean {statistic.mean}, deviation {statistic.std}"
+                raise ValueError(f"{member.card.name} has no scale on {reference}: {found}")
+        self.members = nn.ModuleList(members)
+        self.statistics = tuple(statistics)
+        self.weights = _shares(weights, len(members))
+        self.reference = reference
+        self.default_batch_size = min(member.default_batch_size for member in members)
+        self.freeze()
+
+    @classmethod
+    def from_reference(
+        cls,
+        path: str | Path,
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+    ) -> Ensemble:
+        """Loads the scorers that a file of `tastemaker calibrate` names, with its statistics.
+
+        Args:
+            weights: one a member, or by the members' names; by default those in the file, which
+                are 1 unless it was edited.
+
+        Raises:
+            ValueError: it is no such file; or a scorer does not score as it did when it was measured.
+        """
+        from .load import load_scorer
+
+        reference = read_reference(path)
+        measured = reference["members"]
+        members = [load_scorer(**entry["load"], device=device, dtype=dtype) for entry in measured]
+        for member, entry in zip(members, measured, strict=True):
+            _check_fingerprint(member.card, entry["fingerprint"], path)
+        statistics = [ReferenceStatistics(e["mean"], e["std"], e["n"]) for e in measured]
+        if weights is None:
+            weights = [entry.get("weight", 1.0) for entry in measured]
+        elif isinstance(weights, Mapping):
+            weights = _by_name(weights, [member.card.name for member in members])
+        return cls(members, statistics, weights, reference["set"]["name"])
+
+    def input_size(self, height: int, width: int) -> tuple:
+        """The members' input sizes: pictures that agree in all of them can share a batch."""
+        return tuple(member.input_size(height, width) for member in self.members)
+
+    def score_runs(self, runs: Iterable[Tensor]) -> Tensor:
+        runs = list(runs)  # every member prepares its own input from the same pixels, 8-bit or not
+        return self._combine(member.score_runs(runs) for member in self.members)
+
+    def forward(self, images: Tensor, prompts: list[str] | None = None) -> Tensor:
+        check_images(images, self.device)
+        return self._combine(member(images, prompts) for member in self.members)
+
+    def score_video(self, frames: Tensor) -> Tensor:
+        return self._combine(member.score_video(frames) for member in self.members)
+
+    def _combine(self, scores: Iterable[Tensor]) -> Tensor:
+        """The members' scores [B], in their order, to the ensemble's [B]."""
+        parts = zip(scores, self.statistics, self.weights, strict=True)
+        return sum(w * standardize(s, mean, std) for s, (mean, std, _), w in parts if w)
+
+    @property
+    def _card(self) -> ScorerCard:
+        cards = [member.card for member in self.members]
+        shared = set.intersection(*(set(card.capabilities) for card in cards))
+        return ScorerCard(
+            name="ensemble of " + ", ".join(card.name for card in cards),
+            licence=" and ".join(dict.fromkeys(card.licence for card in cards)),
+            unit=f"weighted mean of standardised scores, 0 the average of {self.reference}",
+            range=self._range(cards),
+            task=cards[0].task if len({card.task for card in cards}) == 1 else "mixed",
+            capabilities=tuple(sorted(shared & {"differentiable", "score_video"})),
+            limits="; ".join(f"{card.name}: {card.limits}" for card in cards if card.limits),
+            out_of_scope="; ".join(dict.fromkeys(c.out_of_scope for c in cards if c.out_of_scope)),
+            fingerprint={f"member {i}": self._member(i, card) for i, card in enumerate(cards, 1)},
+        )
+
+    def _member(self, number: int, card: ScorerCard) -> str:
+        mean, std, _ = self.statistics[number - 1]
+        weight = self.weights[number - 1]
+        return f"{card.name} {card.fingerprint_id} mean {mean!r} std {std!r} weight {weight!r}"
+
+    def _range(self, cards: list[ScorerCard]) -> tuple[float, float]:
+        bounds = [
+            [weight * (bound - mean) / std for bound in card.range]
+            for card, (mean, std, _), weight in zip(
+                cards, self.statistics, self.weights, strict=True
+            )
+            if weight
+        ]
+        return sum(low for low, _ in bounds), sum(high for _, high in bounds)
+
+
+def load_ensemble(
+    path: Path,
+    *,
+    task: str = "quality",
+    device: torch.device,
+    dtype: torch.dtype | None,
+    revision: str | None = None,
+) -> Ensemble:
+    """See `load_scorer`: the file names its scorers, their tasks and their revisions."""
+    if task != "quality" or revision is not None:
+        raise ValueError(f"{path} names its scorers' tasks and revisions: give neither")
+    return Ensemble.from_reference(path, device=device, dtype=dtype or "auto")
+
+
+def read_reference(path: str | Path) -> dict[str, Any]:
+    """What `tastemaker calibrate` wrote: the set, and for each scorer how to load it and its statistics.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    path = Path(path)
+    try:
+        reference = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file: {path}") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {path} ({error})") from None
+    if not isinstance(reference, dict) or reference.get("tastemaker") != "reference":
+        raise ValueError(f"not made by tastemaker calibrate: {path}")
+    if not reference.get("members") or "name" not in reference.get("set", {}):
+        raise ValueError(f"{path} lacks the set or the scorers")
+    for entry in reference["members"]:
+        missing = {"load", "fingerprint", "mean", "std", "n"} - entry.keys()
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))} of a scorer")
+    return reference
+
+
+def _check_fingerprint(card: ScorerCard, stored: Mapping[str, str], path: str | Path) -> None:
+    if dict(stored) != dict(card.fingerprint):
+        what = differences(stored, card.fingerprint)
+        raise ValueError(
+            f"{card.name} is not as it was measured in {path} ({what}): calibrate again"
+        )
+
+
+def _by_name(weights: Mapping[str, float], names: list[str]) -> list[float]:
+    if unknown := sorted(set(weights) - set(names)):
+        raise ValueError(f"no member is called {', '.join(unknown)}: {', '.join(names)}")
+    return [weights.get(name, 0.0) for name in names]
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """The weights divided by their sum."""
+    weights = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(weights) != count:
+        raise ValueError(f"weights must be one a member: {count}, got {len(weights)}")
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"weights must be finite, not negative and not all 0, got {weights}")
+    return tuple(weight / sum(weights) for weight in weights)
