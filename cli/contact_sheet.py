@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..scorers.decode import MAX_PIXELS, as_rgb
+from ..scorers.video import is_video, read_video
 
 Picture = str | os.PathLike | Image.Image
 
@@ -81,11 +82,14 @@ def format_score(score: float) -> str:
 def open_thumbnail(picture: Picture, box: tuple[int, int]) -> Image.Image:
     """The upright RGB picture, shrunk (never enlarged) to fit into `box` (width, height).
 
-    Alpha is dropped: what is seen is what is scored. Raises OSError or ValueError for a picture
-    that cannot be opened.
+    Alpha is dropped: what is seen is what is scored. Of animations and videos, the first frame.
+    Raises OSError or ValueError for a picture that cannot be opened.
     """
     if isinstance(picture, Image.Image):
         return _shrink(picture, box)
+    if is_video(picture):
+        first = read_video(picture, frames=1)[0]
+        return _shrink(Image.fromarray(first.permute(1, 2, 0).numpy()), box)
     with Image.open(picture) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"too large to open safely: {picture}")
@@ -161,7 +165,7 @@ class _Grid(NamedTuple):
 
 def _grid(sizes: Sequence[tuple[int, int] | None], columns: int | None, named: bool) -> _Grid:
     """The boxes' shape is the median picture's, so that most pictures fill theirs."""
-    known = [size for size in sizes if size and 0 not in size] or [(1, 1)]
+    known = [size for size in sizes if size and 0 not in size] or [(CELL[1], CELL[1])]
     shape = statistics.median(height / width for width, height in known)
     shape = min(2.0, max(0.5, shape))
     columns = columns or _columns(len(sizes), shape)
