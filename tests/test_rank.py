@@ -63,7 +63,7 @@ def test_top_and_worst(here):
     names = files(here / "tastemaker-report")
     assert names == {"sheet.png", "sheet-worst.png", "report.html"}
     page = Path("tastemaker-report/report.html").read_text(encoding="utf-8")
-    threshold = float(page.split("load() ?? {threshold: ")[1].split(",")[0])
+    threshold = float(page.split("fresh = {threshold: ")[1].split(",")[0])
     assert abs(threshold - 160 / 255) < 1e-6, "the best two are kept"
 
 

@@ -191,7 +191,7 @@ def test_the_limit_shows_the_best_and_says_so(pictures, tmp_path):
 def test_the_report_opens_with_the_best_kept(pictures, tmp_path, keep):
     rows = pictures([f"{i}.png" for i in range(5)])
     page = report(rows, tmp_path / "report.html", keep=keep)
-    threshold = float(page.text.split("load() ?? {threshold: ")[1].split(",")[0])
+    threshold = float(page.text.split("fresh = {threshold: ")[1].split(",")[0])
     assert sum(row.score >= threshold for row in rows) == min(keep, 5)
 
 

@@ -202,6 +202,16 @@ def test_click_toggles_and_is_undone(report):
     assert not report.find("#redo").is_enabled(), "a new pick ends the redo"
 
 
+def test_a_pick_taken_back_is_no_longer_by_hand(report):
+    report.pick(2).click()
+    report.pick(15).click()
+    assert report.find("#clear").text == "Forget 2 picks made by hand"
+    report.pick(15).click()
+    assert report.find("#clear").text == "Forget 1 pick made by hand"
+    report.choose("#show", "hand")
+    assert report.cards() == [2]
+
+
 def test_keyboard(report):
     from selenium.webdriver.common.keys import Keys as K
 
@@ -332,9 +342,18 @@ def test_picks_survive_a_reload(report):
     report.write("#best", "5")
     report.browser.refresh()
     assert report.kept() == [1, 2, 3, 4]
-    report.js("localStorage.setItem(storageKey, '{\"threshold\": null')")
+    assert "last visit" in report.find("#message").text
+    report.click("#undo")
+    assert report.kept() == list(range(10)), "one step back to how the report was written"
+
+
+@pytest.mark.parametrize(
+    "stored", ['{"threshold": 0.1, "ha', '{"threshold": null, "hand": {}}', "3"]
+)
+def test_picks_that_cannot_be_read_are_not_trusted(report, stored):
+    report.js("localStorage.setItem(storageKey, arguments[0])", stored)
     report.browser.refresh()
-    assert report.kept() == list(range(10)), "what cannot be read is not trusted"
+    assert report.kept() == list(range(10)) and report.find("#message").text == ""
 
 
 def test_sort_search_and_show(report):
