@@ -31,6 +31,7 @@ targets = st.floats(0.05, 9.95)
 def test_win_probability_is_the_logistic_of_the_difference(a, b, tau):
     assert float(win_probability(a, b, tau)) == pytest.approx(expit((a - b) / tau), abs=1e-12)
     assert float(win_probability(a, b) + win_probability(b, a)) == pytest.approx(1)
+    assert win_probability(a, b) == win_probability(a, b, tau=1.0)
 
 
 def test_win_probability_of_equal_and_infinite_scores():
@@ -184,6 +185,13 @@ def test_b_by_hand():
     assert float(calibrated_rank([4.0], 1.0, solve_b([4.0], 1.0, 5.0))) == 5.0
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_b_is_exact_in_any_unit(scale):
+    values = (torch.linspace(-3, 3, 50) ** 3).double() * scale
+    rank = calibrated_rank(values, scale, solve_b(values, scale, 3.0))
+    assert float(rank.mean()) == pytest.approx(3.0, abs=1e-10)
+
+
 @pytest.mark.parametrize("target", [1e-6, 10 - 1e-6])
 def test_extreme_targets_are_reached(target):
     values = torch.linspace(-3, 3, 50)
@@ -283,6 +291,9 @@ def test_a_calibration_fits_ranks_and_travels_as_a_dict():
     assert calibration.tau == fit_tau(scores, pairs, y)
     assert calibration.b == solve_b(scores, calibration.tau, 4.0)
     assert float(calibration.rank(scores).mean()) == pytest.approx(4.0, abs=1e-5)
+    winners_first = torch.where(y.bool()[:, None], pairs, pairs.flip(1))
+    plain = Calibration.fit(scores, winners_first)
+    assert plain == Calibration.fit(scores, winners_first, y=1.0, target_mean=5.0)
     assert Calibration.from_dict(calibration.to_dict()) == calibration
     assert calibration.to_dict() == {"tau": calibration.tau, "b": calibration.b}
     with pytest.raises(AttributeError):
