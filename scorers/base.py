@@ -43,7 +43,9 @@ class ScorerCard:
     direction: str = "higher is better"
     tasks: tuple[str, ...] = ("quality",)
     task: str = "quality"
-    capabilities: tuple[str, ...] = ()  # of "embed", "score_tasks", "score_video", "differentiable"
+    # Of "embed", "score_tasks", "score_video", "differentiable" and "win_probability": the sigmoid of
+    # a difference is the probability that the first is preferred.
+    capabilities: tuple[str, ...] = ()
     parameters: int = 0
     memory: int = 0  # bytes that the weights take as loaded
     limits: str = ""
@@ -53,8 +55,13 @@ class ScorerCard:
     @property
     def fingerprint_id(self) -> str:
         """16 hex digits that stand for the fingerprint."""
-        canonical = json.dumps(dict(self.fingerprint), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return fingerprint_id(self.fingerprint)
+
+
+def fingerprint_id(fingerprint: Mapping[str, str]) -> str:
+    """16 hex digits that stand for a fingerprint."""
+    canonical = json.dumps(dict(fingerprint), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def differences(stored: Mapping[str, str], fresh: Mapping[str, str]) -> str:
@@ -94,6 +101,11 @@ def working_precision(images: Tensor) -> Tensor:
     return images if images.dtype == torch.float64 else images.float()
 
 
+def unit_range(images: Tensor) -> Tensor:
+    """8-bit pixels as float32 in [0, 1]; floating point as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 class Scorer(nn.Module):
     """Base of all scorers. Weights are frozen; gradients flow from scores to pixels.
 
@@ -113,8 +125,7 @@ class Scorer(nn.Module):
 
         uint8 is resized bit-equal to Pillow; floating point differentiably.
         """
-        resized = resize(images, self.input_size(*images.shape[-2:]))
-        return resized.float() / 255 if resized.dtype == torch.uint8 else resized
+        return unit_range(resize(images, self.input_size(*images.shape[-2:])))
 
     def score_prepared(self, x: Tensor) -> Tensor:
         """Model input [B, 3, h, w] in [0, 1] (from `prepare`) to scores [B] float32."""
