@@ -247,8 +247,15 @@ def test_arrows_follow_the_columns_and_stay_inside(report):
     assert report.focused() == 0
     report.press(*[K.ARROW_RIGHT] * (N + 3))
     assert report.focused() == N - 1
-    visible = "const r = document.activeElement.getBoundingClientRect(); return r.bottom <= innerHeight + 1"
-    assert report.js(visible), "the focused picture is scrolled into view"
+    inside = """
+        const card = document.activeElement.closest('.card').getBoundingClientRect();
+        const bar = document.querySelector('.bar').getBoundingClientRect();
+        return card.top >= bar.bottom && card.bottom <= innerHeight;
+    """
+    assert report.js(inside), "the focused picture is scrolled into view"
+    for _ in range(3):
+        report.press(K.ARROW_UP)
+        assert report.js(inside), "and does not hide under the bar"
 
 
 def test_one_tab_stop_for_all_pictures_and_a_visible_focus(report):
