@@ -89,15 +89,15 @@ class Journal:
         if card is None and not path.exists():
             raise FileNotFoundError(f"no such journal: {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _connect(path)
         try:
-            self.card = self._open(card)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            try:
+                self.card = self._open(card)
+            except BaseException:
+                self._db.close()
+                raise
         except sqlite3.Error as error:
-            self._db.close()
             raise self._named(error) from None
-        except BaseException:
-            self._db.close()
-            raise
 
     @classmethod
     def of(cls, card: ScorerCard, path: Path | None = None) -> Journal:
@@ -119,7 +119,7 @@ class Journal:
 
     def ask(self, paths: Iterable[Path], retry_errors: bool = False) -> int:
         """Lists the images of this run, each once. Returns how many there are."""
-        rows = ((_key(path), *_state(path)) for path in paths)
+        rows = ((sqlite_key(path), *_state(path)) for path in paths)
         insert = "INSERT OR IGNORE INTO asked (path, size, mtime_ns) VALUES (?, ?, ?)"
         with self._db:  # commits, or rolls back
             self._db.execute("BEGIN")
@@ -143,7 +143,7 @@ class Journal:
         """Keeps a result: within a second, or a thousand results, it is safe from any kill."""
         if math.isnan(score):
             score, error = None, error or "the scorer returned NaN"
-        self._pending.append((_key(entry.path), entry.size, entry.mtime_ns, score, error))
+        self._pending.append((sqlite_key(entry.path), entry.size, entry.mtime_ns, score, error))
         if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
 
@@ -187,6 +187,8 @@ class Journal:
                 f"{self.path} holds scores of another fingerprint "
                 f"({differences(stored.fingerprint, card.fingerprint)}): use another --journal"
             )
+        # With a write-ahead log, a kill loses nothing that was committed.
+        self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(_ASKED)
         return stored
 
@@ -225,13 +227,6 @@ class Journal:
         return self._db.execute(query).fetchone()[0]
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=60, isolation_level=None)
-    # With a write-ahead log, a kill loses nothing that was committed, and readers are not blocked.
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
-
-
 def is_journal(path: Path) -> bool:
     """Whether it is an SQLite file."""
     with open(path, "rb") as file:
@@ -251,7 +246,7 @@ def home() -> Path:
     return base / "tastemaker"
 
 
-def _key(path: str | os.PathLike) -> str | bytes:
+def sqlite_key(path: str | os.PathLike) -> str | bytes:
     """The path as SQLite can hold it: names that are not Unicode are kept as bytes."""
     text = os.fspath(path)
     try:

@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from ..scorers import Scorer
 
+TASKS = ("quality", "aesthetics", "video")
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -76,7 +77,7 @@ _SCORER = (
         "--task",
         default="quality",
         show_default=True,
-        type=click.Choice(["quality", "aesthetics", "video"]),
+        type=click.Choice(TASKS),
         help="What to judge, where the scorer has several.",
     ),
 )
@@ -125,18 +126,26 @@ def scores_options(command: Callable) -> Callable:
 
 
 def load_from_options(options: ScorerOptions) -> Scorer:
-    """The scorer. Options that were not given are left to it. Raises what `load_scorer` raises."""
+    """The scorer. Raises what `load_scorer` raises."""
     from ..scorers import load_scorer
 
-    own = {"max_pixels": options.max_pixels, "prompt_style": options.prompt_style}
-    return load_scorer(
-        options.scorer,
-        task=options.task,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        **{name: value for name, value in own.items() if value is not None},
-    )
+    return load_scorer(device=options.device, dtype=options.dtype, **load_arguments(options))
+
+
+def load_arguments(options: ScorerOptions) -> dict[str, Any]:
+    """Arguments of `load_scorer` that say what is loaded, not where. What was not given is left out."""
+    from ..scorers import NAMES
+
+    path, name = Path(options.scorer).expanduser(), options.scorer
+    if name not in NAMES and path.exists():
+        name = str(path.absolute())
+    given = {
+        "revision": options.revision,
+        "max_pixels": options.max_pixels,
+        "prompt_style": options.prompt_style,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    return {"name_or_path": name, "task": options.task, **given}
 
 
 def _bundled(command: Callable, options: tuple[Callable, ...], name: str, kind: type) -> Callable:

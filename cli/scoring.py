@@ -105,6 +105,9 @@ def _score_missing(scorer: Scorer, journal: Journal, count: int, batch_size: int
             for result in results:
                 journal.record(result.item, result.score, result.error)
                 bar.update()
+        except KeyboardInterrupt:
+            click.echo("Stopped: what was scored is kept, the same command goes on", err=True)
+            raise
         finally:
             journal.flush()
 

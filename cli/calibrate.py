@@ -1,0 +1,136 @@
+"""`tastemaker calibrate`: mean and deviation of scorers on the user's own set, in a small file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import (
+    EXISTING_FILE,
+    OUTPUT_FILE,
+    TASKS,
+    ScorerOptions,
+    SourceOptions,
+    device_options,
+    load_arguments,
+    source_options,
+)
+
+if TYPE_CHECKING:
+    from .journal import Row
+    from .scoring import Scores
+
+
+@click.command("calibrate")
+@source_options
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    required=True,
+    help="A scorer as in tastemaker score, or SCORER=TASK. Give it once for each.",
+)
+@click.option("--pairs", type=EXISTING_FILE, help="CSV of winner,loser paths: fit tau and b too.")
+@click.option("--name", help="What the set is called. [default: the PATHS]")
+@click.option(
+    "--out", type=OUTPUT_FILE, default=Path("reference.json"), show_default=True, help="The file."
+)
+@device_options
+def command(
+    source: SourceOptions,
+    options: ScorerOptions,
+    scorers: tuple[str, ...],
+    pairs: Path | None,
+    name: str | None,
+    out: Path,
+) -> None:
+    """Measure scorers on your own pictures.
+
+    The file is an ensemble: --scorer reference.json scores with the weighted mean of its members'
+    standardised scores. With --pairs it also holds what `tag --method calibrated` and `compare`
+    need.
+    """
+    from ..scorers.checkpoint import replacing
+    from .calibration import read_pairs
+
+    if source.journal and len(scorers) > 1:
+        raise click.UsageError("one journal holds one scorer: leave --journal out")
+    if len(set(scorers)) < len(scorers):
+        raise click.UsageError("a scorer is named twice")
+    compared = read_pairs(pairs) if pairs else None
+    members, rows = [], []
+    for each in scorers:
+        own = _with_scorer(options, each)
+        scores = _scores(source, own)
+        members.append(_measure(scores, own, compared))
+        rows = scores.rows
+    contents = {
+        "tastemaker": "reference",
+        "set": {"name": name or _name(source.paths), "n": len(rows), "digest": set_digest(rows)},
+        "members": members,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    click.echo(f"written: {out}")
+
+
+def set_digest(rows: Iterable[Row]) -> str:
+    """16 hex digits that stand for a set of files, wherever it lies: their names and sizes."""
+    lines = sorted(os.fsencode(row.path.name) + b" %d" % _size(row.path) for row in rows)
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _with_scorer(options: ScorerOptions, scorer: str) -> ScorerOptions:
+    """NAME or NAME=TASK. A folder may have an equals sign in its name, so only tasks are cut off."""
+    name, _, task = scorer.rpartition("=")
+    if name and task in TASKS:
+        return replace(options, scorer=name, task=task)
+    return replace(options, scorer=scorer)
+
+
+def _scores(source: SourceOptions, options: ScorerOptions) -> Scores:
+    from .scoring import scores_of
+
+    return scores_of(
+        source.paths, options, journal=source.journal, retry_errors=source.retry_errors
+    )
+
+
+def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict[str, Any]:
+    """One scorer's entry: how to load it, what it was, and its statistics."""
+    from ..ranking import reference_statistics
+    from .calibration import fit
+
+    mean, std, n = reference_statistics(scores.values)
+    known = [value for value in scores.values if value == value]
+    low, high = min(known), max(known)
+    click.echo(
+        f"{scores.name}: {n} scores, {low:.4f} to {high:.4f}, mean {mean:.4f}, std {std:.4f}"
+    )
+    entry = {
+        "load": load_arguments(options),
+        "name": scores.name,
+        "fingerprint": dict(scores.card.fingerprint),
+        **{"mean": mean, "std": std, "n": n, "low": low, "high": high, "weight": 1.0},
+    }
+    if pairs:
+        fitted = fit(scores, pairs)
+        click.echo(f"  {len(pairs)} comparisons: tau {fitted.tau:.6g}, b {fitted.b:.6g}")
+        entry["calibration"] = fitted.to_dict()
+    return entry
+
+
+def _name(paths: tuple[str, ...]) -> str:
+    return ", ".join(Path(path).resolve().name or path for path in paths)
