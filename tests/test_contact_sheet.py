@@ -142,3 +142,18 @@ def test_files_are_upright_and_pil_images_stay_as_they_are(tmp_path):
 def test_every_mode_has_a_thumbnail(mode):
     thumbnail = open_thumbnail(Image.new(mode, (300, 200)), (60, 60))
     assert (thumbnail.mode, thumbnail.size) == ("RGB", (60, 40))
+
+
+def test_a_video_is_shown_by_its_first_frame(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 320, 160, "yuv420p"
+        for grey in (200, 20, 20, 20):
+            frame = av.VideoFrame.from_ndarray(np.full((160, 320, 3), grey, np.uint8), "rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    thumbnail = open_thumbnail(tmp_path / "clip.mp4", (80, 80))
+    assert thumbnail.size == (80, 40) and abs(thumbnail.getpixel((40, 20))[0] - 200) < 12
+    contact_sheet([tmp_path / "clip.mp4"], [0.5])
