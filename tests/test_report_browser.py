@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from tastemaker.cli import main
 from tastemaker.cli.report import write_report
 from tastemaker.cli.scoring import Row, Scores
 from tastemaker.scorers import ScorerCard
@@ -148,8 +150,6 @@ class Report:
 @pytest.fixture
 def report(browser, report_file):
     """The report freshly opened; afterwards nothing may have gone wrong or out."""
-    from selenium.webdriver.common.keys import Keys  # noqa: F401 - selenium is installed
-
     browser.set_window_size(1300, 950)
     browser.get(report_file[0].as_uri())
     browser.execute_script("localStorage.clear()")
@@ -319,7 +319,11 @@ def test_the_lists_hold_exactly_the_picks(report):
     assert report.saved("#save-kept", "kept.txt") == [report.paths[i] for i in kept]
     rejected = [i for i in range(N) if i not in kept]
     assert report.saved("#save-rejected", "rejected.txt") == [report.paths[i] for i in rejected]
-    assert all(Path(path).is_file() for path in report.saved("#save-kept", "kept.txt"))
+    arguments = ["filter", "--list", str(report.browser.downloads / "rejected.txt")]
+    printed = CliRunner().invoke(main, [*arguments, str(report.path.parent)]).stdout.splitlines()
+    assert sorted(printed) == sorted(report.paths[i] for i in rejected), (
+        "the filter reads the lists"
+    )
     report.write("#search", "picture 2")  # what is hidden is still listed
     assert report.saved("#save-kept", "kept.txt") == [report.paths[i] for i in kept]
     report.write("#best", "0")
