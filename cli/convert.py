@@ -17,9 +17,6 @@ def command(kind: str, folder: Path, out: Path | None) -> None:
     rali: the official release (ckpt.pt, pca.pkl, basis.npz, best/). Without OUT it goes where
     --scorer rali looks for it.
     """
-    from ..scorers.rali import converted_folder
     from ..scorers.rali_convert import convert_rali
 
-    out = out or converted_folder()
-    convert_rali(folder, out)
-    click.echo(f"written: {out}")
+    click.echo(f"written: {convert_rali(folder, out)}")

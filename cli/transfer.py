@@ -44,12 +44,12 @@ def plan(groups: Iterable[Sequence[Path]], folder: Path, action: Action) -> tupl
     taken: set[str] = set()  # without case: the folder may be on a disk that ignores it
     first_free: dict[str, int] = {}
     for group in groups:
-        stem = group[0].stem
+        name = group[0].name
         # What was moved is no longer among the sources, so an existing file is always another one.
-        number = first_free.get(stem, 1) if action == "move" else 1
+        number = first_free.get(name, 1) if action == "move" else 1
         while not _fits(renamed := _numbered(group, folder, number), taken, action):
             number += 1
-        first_free[stem] = number + 1
+        first_free[name] = number + 1
         taken |= {str(step.target).casefold() for step in renamed}
         fresh = [step for step in renamed if not os.path.lexists(step.target)]
         steps += fresh
