@@ -26,7 +26,10 @@ def staircase(folder: Path, count: int = 5) -> list[Path]:
 
 
 class Cli:
-    """Runs commands in this process, with a stub for every scorer and a data folder of its own."""
+    """Runs commands in this process, with a stub for every scorer and a data folder of its own.
+
+    With `scorer=None`, scorers are loaded as ever.
+    """
 
     def __init__(self, monkeypatch, home: Path, scorer=Brightness):
         monkeypatch.setenv("TASTEMAKER_HOME", str(home))
@@ -36,7 +39,8 @@ class Cli:
             self.loaded.append((name_or_path, how))
             return scorer()
 
-        monkeypatch.setattr("tastemaker.scorers.load_scorer", load_scorer)
+        if scorer:
+            monkeypatch.setattr("tastemaker.scorers.load_scorer", load_scorer)
 
     def __call__(self, *args, code: int = 0, **how) -> Result:
         from tastemaker.cli import main
