@@ -59,6 +59,7 @@ def command(
     """
     from ..scorers.checkpoint import replacing
     from .calibration import read_pairs
+    from .scoring import scores_for
 
     if source.journal and len(scorers) > 1:
         raise click.UsageError("one journal holds one scorer: leave --journal out")
@@ -68,7 +69,7 @@ def command(
     members, rows = [], []
     for each in scorers:
         own = _with_scorer(options, each)
-        scores = _scores(source, own)
+        scores = scores_for(source, own)
         members.append(_measure(scores, own, compared))
         rows = scores.rows
     contents = {
@@ -98,14 +99,6 @@ def _with_scorer(options: ScorerOptions, scorer: str) -> ScorerOptions:
     if name and task in TASKS:
         return replace(options, scorer=name, task=task)
     return replace(options, scorer=scorer)
-
-
-def _scores(source: SourceOptions, options: ScorerOptions) -> Scores:
-    from .scoring import scores_of
-
-    return scores_of(
-        source.paths, options, journal=source.journal, retry_errors=source.retry_errors
-    )
 
 
 def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict[str, Any]:

@@ -118,16 +118,9 @@ def _select(
     if rule.listed:
         return _by_list(source, rule.listed, exclude)
     from .. import ranking
-    from .scoring import scores_of
+    from .scoring import scores_for
 
-    scores = scores_of(
-        source.paths,
-        options,
-        journal=source.journal,
-        scores=source.scores,
-        retry_errors=source.retry_errors,
-        exclude=exclude,
-    )
+    scores = scores_for(source, options, exclude)
     order = "original" if in_order else "best"
     if rule.threshold is not None:
         selection = ranking.threshold(scores.values, rule.threshold, order)

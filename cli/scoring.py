@@ -19,9 +19,9 @@ from . import one_line
 from .export import read_table
 from .files import expand
 from .journal import Entry, Journal, Row, is_journal
-from .options import ScorerOptions, load_from_options
+from .options import ScorerOptions, SourceOptions, load_from_options
 
-__all__ = ["Row", "Scores", "scored", "scores_of"]
+__all__ = ["Row", "Run", "Scores", "scored", "scores_for", "scores_of"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ def scores_of(
     with scored(paths, options, journal, retry_errors, exclude) as run:
         card = run.journal.card
         return Scores(list(run.journal.rows()), card.name, card.fingerprint_id, card)
+
+
+def scores_for(
+    source: SourceOptions, options: ScorerOptions, exclude: Iterable[Path] = ()
+) -> Scores:
+    """`scores_of` what a command line asks for."""
+    return scores_of(**vars(source), options=options, exclude=exclude)
 
 
 @dataclass(frozen=True)

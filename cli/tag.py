@@ -65,19 +65,13 @@ def command(
     _check(method, how, b)
     from . import sidecars as files
     from .export import check_suffix
-    from .scoring import scores_of
+    from .scoring import scores_for
 
     names = _names(labels)
     if export:
         check_suffix(export)
     files.check_suffix(suffix)
-    scores = scores_of(
-        source.paths,
-        options,
-        journal=source.journal,
-        scores=source.scores,
-        retry_errors=source.retry_errors,
-    )
+    scores = scores_for(source, options)
     tags = tags_of(scores, names, method, b=b, **how)
     for name in reversed(names):
         click.echo(f"{tags.count(name):>8}  {name}")

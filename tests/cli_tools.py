@@ -45,7 +45,7 @@ class Cli:
     def __call__(self, *args, code: int = 0, **how) -> Result:
         from tastemaker.cli import main
 
-        result = CliRunner().invoke(
+        result = _runner().invoke(
             main, [os.fspath(a) if isinstance(a, Path) else str(a) for a in args], **how
         )
         if result.exit_code != code or (
@@ -63,6 +63,14 @@ class Cli:
 
     def usage_error(self, *args) -> str:
         return self(*args, code=2).stderr
+
+
+def _runner() -> CliRunner:
+    """With both streams apart, which older versions of click do on request only."""
+    try:
+        return CliRunner(mix_stderr=False)
+    except TypeError:
+        return CliRunner()
 
 
 SCRIPT = """
