@@ -92,25 +92,28 @@ TEXT = dict(
 )
 
 
-def make_clip(embedding: int = 24) -> CLIPModel:
-    config = CLIPConfig(vision_config=CLIP, text_config=TEXT, projection_dim=embedding)
+def make_clip(embedding: int = 24, **sizes) -> CLIPModel:
+    vision = {**CLIP, **sizes}
+    config = CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=embedding)
     return lively(CLIPModel(config))
 
 
-def write_rali_release(folder: Path, embedding: int = 24, reduced: int = 10, anchors: int = 12):
+def write_rali_release(
+    folder: Path, embedding: int = 24, reduced: int = 10, anchors: int = 12, **sizes
+):
     """ckpt.pt, pca.pkl, basis.npz and best/, as the release has them. Returns (clip, scorer state)."""
-    clip = make_clip(embedding)
-    rng = np.random.default_rng(0)
-    pictures = torch.from_numpy(rng.normal(size=(40, 3, 56, 56))).float()
+    clip = make_clip(embedding, **sizes)
+    size, rng = clip.config.vision_config.image_size, np.random.default_rng(0)
+    pictures = torch.from_numpy(rng.normal(size=(4 * reduced, 3, size, size))).float()
     fitted = IncrementalPCA(reduced).fit(clip_features(clip, pictures).numpy())
     clip.save_pretrained(folder / "best")
     preprocessor = {
-        "crop_size": {"height": 56, "width": 56},
+        "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
         "resample": 3,
-        "size": {"shortest_edge": 56},
+        "size": {"shortest_edge": size},
     }
     (folder / "best" / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     joblib.dump(fitted, folder / "pca.pkl")
