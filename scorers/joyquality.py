@@ -10,14 +10,16 @@ attention-pooling head, linear head - not the stock classification forward, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Scorer, ScorerCard, check_images, working_precision
+from .base import ScorerCard
 from .checkpoint import (
     load_exactly,
     read_config,
@@ -26,12 +28,19 @@ from .checkpoint import (
     weight_files,
     weights_digest,
 )
-from .vit import ACTIVATIONS, Norm, VisionTransformer, VitConfig, tower_state
+from .resize import METHOD
+from .vit import (
+    ACTIVATIONS,
+    Keys,
+    Norm,
+    TowerScorer,
+    VisionTransformer,
+    VitConfig,
+    mlp_state,
+    tower_state,
+)
 
 MEAN = STD = (0.5, 0.5, 0.5)
-# Attention heads by width, where a training checkpoint does not say: SigLIP's own sizes.
-HEADS = {1152: 16, 1536: 16}
-IGNORED = ("embeddings.position_ids",)  # a constant that old checkpoints carry
 
 
 class PoolingHead(nn.Module):
@@ -61,31 +70,35 @@ class PoolingHead(nn.Module):
         return x + self.fc2(self.activation(self.fc1(self.norm(x))))
 
     @staticmethod
-    def state(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-        """From a checkpoint's keys below `vision_model.head.`."""
-        q, k, v = state["attention.in_proj_weight"].double().chunk(3)
-        q_bias, _, v_bias = state["attention.in_proj_bias"].double().chunk(3)
-        query = F.linear(state["probe"].double().reshape(-1), q, q_bias)
-        query = query.unflatten(0, (heads, -1))  # [heads, d]
-        key = torch.einsum("hd,hdi->hi", query, k.unflatten(0, (heads, -1)))
-        result = {"key": key * query.shape[1] ** -0.5, "value.weight": v, "value.bias": v_bias}
-        names = {
-            "attention.out_proj": "out",
-            "layernorm": "norm",
-            "mlp.fc1": "fc1",
-            "mlp.fc2": "fc2",
+    def state(keys: Keys, config: VitConfig) -> dict[str, Tensor]:
+        """From a checkpoint's names below `vision_model.head.`."""
+        q, k, v = keys["attention.in_proj_weight"].double().chunk(3)
+        # The keys' bias adds the same to every token's weight, so it drops out of the softmax.
+        q_bias, _, v_bias = keys["attention.in_proj_bias"].double().chunk(3)
+        query = F.linear(keys["probe"].double().reshape(-1), q, q_bias)
+        query = query.unflatten(0, (config.num_attention_heads, -1))  # [heads, d]
+        key = torch.einsum("hd,hdi->hi", query, k.unflatten(0, (config.num_attention_heads, -1)))
+        return {
+            "key": key * query.shape[1] ** -0.5,
+            "value.weight": v,
+            "value.bias": v_bias,
+            **keys.linear("attention.out_proj", "out"),
+            **keys.linear("layernorm", "norm"),
+            **mlp_state(keys, config.hidden_act),
         }
-        for old, new in names.items():
-            result |= {f"{new}.{part}": state[f"{old}.{part}"] for part in ("weight", "bias")}
-        return result
 
 
-class JoyQuality(Scorer):
+class JoyQuality(TowerScorer):
     """JoyQuality behind the contract; `load_joyquality` makes one."""
 
-    default_batch_size = 32
-
-    def __init__(self, config: VitConfig, dtype: torch.dtype, digest: str, revision: str | None):
+    def __init__(
+        self,
+        config: VitConfig,
+        dtype: torch.dtype,
+        digest: str,
+        hub_id: str | None = None,
+        revision: str | None = None,
+    ):
         super().__init__()
         self.size = config.image_size
         self.tower = VisionTransformer(config, class_token=False, dtype=dtype)
@@ -96,7 +109,7 @@ class JoyQuality(Scorer):
             licence="Apache-2.0",
             unit="latent score; win probability = sigmoid of a difference",
             range=(float("-inf"), float("inf")),
-            hub_id="fancyfeast/joyquality-siglip2-so400m-512-16-o8eg1n4c",
+            hub_id=hub_id,
             revision=revision,
             paper="https://github.com/fpgaminer/joyquality",
             capabilities=("embed", "score_video", "differentiable", "win_probability"),
@@ -105,32 +118,15 @@ class JoyQuality(Scorer):
             out_of_scope="prompt adherence, safety, factual or identity judgements",
             fingerprint={
                 "weights": digest,
-                "preprocessing": f"{self.size}x{self.size} bicubic, aspect not kept",
+                "preprocessing": f"{self.size}x{self.size}, aspect not kept; {METHOD}",
             },
         )
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         return self.size, self.size
 
-    def score_prepared(self, x: Tensor) -> Tensor:
-        return self.head(self._pooled(x)).squeeze(-1).float()
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] float32 that the linear head reads. Differentiable."""
-        check_images(images, self.device)
-        return self._pooled(self.prepare(working_precision(images))).float()
-
-    def _pooled(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         return self.pool(self.tower(x.to(self.tower.position.dtype)))
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass: less memory, about a third more time."""
-        return self.tower.checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        self.tower.checkpointing = on
 
 
 def load_joyquality(
@@ -141,6 +137,7 @@ def load_joyquality(
     device: torch.device,
     dtype: torch.dtype | None,
     heads: int | None = None,
+    image_size: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> JoyQuality:
     """Loads JoyQuality, or a personal fine-tune of any SigLIP size.
@@ -152,21 +149,37 @@ def load_joyquality(
         task: "quality".
         device: where it runs.
         dtype: of the matrix products; by default the checkpoint's on a GPU, float32 on the CPU.
-        heads: attention heads, where a training checkpoint of an unusual width does not say.
-        gradient_checkpointing: recompute blocks in the backward pass: less memory, more time.
+        heads: attention heads, where a training checkpoint of an unusual width does not say. By
+            default 16 for SigLIP's widths 1152 and 1536, and width / 64 for others.
+        image_size: pixels of the square that the tower sees, where a training checkpoint does not
+            say: by default patches times patch size, which is too small for 384 in patches of 14.
+        gradient_checkpointing: recompute layers in the backward pass: less memory, more time.
 
     Raises:
         FileNotFoundError, ValueError: what is missing from the checkpoint or does not fit.
+        TypeError: an option that JoyQuality does not have.
     """
     if task != "quality":
         raise ValueError(f'joyquality judges "quality" only, got task={task!r}')
-    state, config = _read_folder(path) if path.is_dir() else _read_file(path, heads)
+    state, config = _read_folder(path) if path.is_dir() else _read_file(path)
+    said = {"num_attention_heads": heads, "image_size": image_size}
+    config = replace(config, **{name: value for name, value in said.items() if value})
+    tensors = convert(state, config, path)
     if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else state["classifier.weight"].dtype
-    scorer = JoyQuality(config, dtype, weights_digest(state), revision)
-    load_exactly(scorer, convert(state, config, path), path)
+        own = state["vision_model.encoder.layers.0.mlp.fc1.weight"].dtype
+        dtype = torch.float32 if device.type == "cpu" else own
+    scorer = JoyQuality(config, dtype, weights_digest(state), _hub_id(path), revision)
+    if dtype == torch.float64:
+        scorer.double()
+    load_exactly(scorer, tensors, path)
     scorer.gradient_checkpointing = gradient_checkpointing
     return scorer.freeze().to(device)
+
+
+def _hub_id(folder: Path) -> str | None:
+    """The hub id of a folder in the hub's cache (`models--OWNER--NAME/snapshots/COMMIT`)."""
+    kind, *parts = folder.parent.parent.name.split("--")
+    return "/".join(parts) if kind == "models" and len(parts) == 2 else None
 
 
 def convert(state: Mapping[str, Tensor], config: VitConfig, path: Path) -> dict[str, Tensor]:
@@ -175,19 +188,16 @@ def convert(state: Mapping[str, Tensor], config: VitConfig, path: Path) -> dict[
     Raises:
         ValueError: naming a key that is missing or unknown, or a head that is no quality head.
     """
-    read: set[str] = set()
-    keys = _Watched(state, read)
+    keys = Keys(state)
     try:
-        tower = tower_state(_below(keys, "vision_model."), config, MEAN, STD)
-        pool = PoolingHead.state(_below(keys, "vision_model.head."), config.num_attention_heads)
+        tower = tower_state(keys.below("vision_model."), config, MEAN, STD)
+        pool = PoolingHead.state(keys.below("vision_model.head."), config)
         weight, bias = keys["classifier.weight"], keys["classifier.bias"]
     except KeyError as error:
         raise ValueError(f"{path} is no JoyQuality checkpoint: it lacks {error.args[0]}") from None
     if weight.shape[0] != 1:
         raise ValueError(f"{path} has {weight.shape[0]} labels, a quality head has one")
-    unknown = [k for k in state if k not in read and not k.endswith(IGNORED)]
-    if unknown:
-        raise ValueError(f"{path} has {len(unknown)} unknown keys: {', '.join(unknown[:3])}")
+    keys.check_all_read(path)
     return {
         **{f"tower.{k}": v for k, v in tower.items()},
         **{f"pool.{k}": v for k, v in pool.items()},
@@ -196,37 +206,12 @@ def convert(state: Mapping[str, Tensor], config: VitConfig, path: Path) -> dict[
     }
 
 
-class _Watched(dict):
-    """A mapping that remembers which of its keys were read."""
-
-    def __init__(self, state: Mapping[str, Tensor], read: set[str], prefix: str = ""):
-        super().__init__(state)
-        self.read, self.prefix = read, prefix
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self:
-            raise KeyError(self.prefix + key)
-        self.read.add(self.prefix + key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default=None):
-        return self[key] if key in self else default
-
-
-def _below(keys: _Watched, prefix: str) -> _Watched:
-    inside = {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)}
-    return _Watched(inside, keys.read, keys.prefix + prefix)
-
-
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], VitConfig]:
-    config = read_config(folder)
-    vision = config.get("vision_config")
-    if not isinstance(vision, dict):
-        raise ValueError(f"{folder / 'config.json'} has no vision_config")
-    return read_weights(weight_files(folder)), VitConfig.read(vision, folder / "config.json")
+    config = VitConfig.read(read_config(folder).get("vision_config"), folder / "config.json")
+    return read_weights(weight_files(folder)), config
 
 
-def _read_file(path: Path, heads: int | None) -> tuple[dict[str, Tensor], VitConfig]:
+def _read_file(path: Path) -> tuple[dict[str, Tensor], VitConfig]:
     """A training checkpoint, its keys renamed to the hub's, and its sizes."""
     if path.suffix == ".safetensors":
         state = read_weights([path])
@@ -234,16 +219,26 @@ def _read_file(path: Path, heads: int | None) -> tuple[dict[str, Tensor], VitCon
         state = read_pickled_weights(path)
     else:
         raise ValueError(f"not a checkpoint: {path} (.safetensors or .pt)")
-    names = {"clip_model.": "vision_model.", "head.1.": "classifier."}
-    renamed = {}
-    for key, tensor in state.items():
-        short = key.removeprefix("module.").removeprefix("_orig_mod.")
-        old = next((old for old in names if short.startswith(old)), None)
-        renamed[short if old is None else names[old] + short.removeprefix(old)] = tensor
-    return renamed, infer_config(renamed, path, heads)
+    renamed = {_hub_name(key): tensor for key, tensor in state.items()}
+    return renamed, infer_config(renamed, path)
 
 
-def infer_config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> VitConfig:
+def _hub_name(key: str) -> str:
+    """The hub's name for a key of the training script, whatever wrapped the model."""
+    while key.startswith(("module.", "_orig_mod.")):
+        key = key.split(".", 1)[1]
+    for old, new in (("clip_model.", "vision_model."), ("head.1.", "classifier.")):
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def heads_of(width: int) -> int:
+    """Attention heads of SigLIP's towers by width, which a training checkpoint does not say."""
+    return 16 if width in (1152, 1536) else max(1, width // 64)
+
+
+def infer_config(state: Mapping[str, Tensor], path: Path) -> VitConfig:
     """The sizes of a training checkpoint, which stores none, from its tensors' shapes."""
     try:
         width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
@@ -256,7 +251,7 @@ def infer_config(state: Mapping[str, Tensor], path: Path, heads: int | None) -> 
         hidden_size=width,
         intermediate_size=mlp,
         num_hidden_layers=len(layers),
-        num_attention_heads=heads or HEADS.get(width, max(1, width // 64)),
-        image_size=round(tokens**0.5) * patch,
+        num_attention_heads=heads_of(width),
+        image_size=math.isqrt(tokens) * patch,
         patch_size=patch,
     )

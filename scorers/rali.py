@@ -6,26 +6,33 @@ anchors' scores, so it lies between the lowest and the highest of them (1 to 5 b
 
 The release is pickled, so it is converted once (`tastemaker convert rali`); this file reads the
 result. The text tower is never loaded. Only the picture's central square is seen.
+
+The official script truncates floating-point pixels to 8 bits before it resizes them. Here they keep
+their precision (and their gradient): files and 8-bit tensors score as officially, floating-point
+tensors as the unrounded picture would.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Scorer, ScorerCard, check_images, unit_range, working_precision
+from .base import ScorerCard, unit_range
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
-from .resize import resize
-from .vit import VisionTransformer, VitConfig, tower_state
+from .resize import METHOD, resize
+from .vit import Keys, TowerScorer, VisionTransformer, VitConfig, tower_state
 
 # What CLIP's vision_config means where it leaves something out.
 CLIP_DEFAULTS = {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 TOWER, HEAD = "vision_model.", "anchors."
+PARTS = ("mean", "scale", "components", "prototypes", "scores", "tau")
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,13 @@ class Preprocessing:
     def __post_init__(self):
         if not 0 < self.crop <= self.shortest or len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"no preprocessing of RGB pictures: {self}")
+
+    @classmethod
+    def read(cls, values: Any, source: Path) -> Preprocessing:
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The whole picture's size before cropping; the long side is rounded down."""
@@ -69,10 +83,8 @@ class AnchorHead(nn.Module):
         return (self.similarities(e) / self.tau).softmax(-1) @ self.scores
 
 
-class Rali(Scorer):
+class Rali(TowerScorer):
     """RALI behind the contract; `load_rali` makes one."""
-
-    default_batch_size = 32
 
     def __init__(
         self,
@@ -107,8 +119,8 @@ class Rali(Scorer):
             out_of_scope="aesthetics, prompt adherence, safety, factual or identity judgements",
             fingerprint={
                 "weights": self._digest,
-                "preprocessing": f"shortest side {self.preprocessing.shortest} bicubic, centre "
-                f"{self.preprocessing.crop}",
+                "preprocessing": f"shortest side {self.preprocessing.shortest}, centre "
+                f"{self.preprocessing.crop}; {METHOD}",
             },
         )
 
@@ -122,13 +134,8 @@ class Rali(Scorer):
         top, left = (x.shape[-2] - crop) // 2, (x.shape[-1] - crop) // 2
         return unit_range(x[..., top : top + crop, left : left + crop])
 
-    def score_prepared(self, x: Tensor) -> Tensor:
-        return self.head(self._embedded(x)).float()
-
-    def embed(self, images: Tensor) -> Tensor:
-        """CLIP embeddings [B, E] float32 that the anchors are compared with. Differentiable."""
-        check_images(images, self.device)
-        return self._embedded(self.prepare(working_precision(images))).float()
+    def features(self, x: Tensor) -> Tensor:
+        return self.projection(self.tower(x.to(self.tower.position.dtype)))
 
     def anchor_similarity(self, images: Tensor) -> Tensor:
         """Cosine similarity to the nearest anchor, [B] in [-1, 1].
@@ -137,18 +144,6 @@ class Rali(Scorer):
         should not be trusted.
         """
         return self.head.similarities(self.embed(images)).amax(-1)
-
-    def _embedded(self, x: Tensor) -> Tensor:
-        return self.projection(self.tower(x.to(self.tower.position.dtype)))
-
-    @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass: less memory, about a third more time."""
-        return self.tower.checkpointing
-
-    @gradient_checkpointing.setter
-    def gradient_checkpointing(self, on: bool) -> None:
-        self.tower.checkpointing = on
 
 
 def load_rali(
@@ -176,26 +171,55 @@ def load_rali(
     if task != "quality":
         raise ValueError(f'rali judges "quality" only, got task={task!r}')
     values, state = read_config(path), read_weights(weight_files(path))
-    config = VitConfig.read(values["vision_config"], path / "config.json", **CLIP_DEFAULTS)
-    preprocessing = Preprocessing(**values["preprocessing"])
+    scorer = make_rali(values, state, path, dtype or torch.float32, revision)
+    scorer.gradient_checkpointing = gradient_checkpointing
+    return scorer.to(device)
+
+
+def make_rali(
+    values: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype,
+    revision: str | None = None,
+) -> Rali:
+    """The scorer of a converted release: its config.json's values and its tensors.
+
+    Raises:
+        ValueError: naming `path` and what is missing, unknown or does not fit.
+    """
+    config = VitConfig.read(values.get("vision_config"), path / "config.json", **CLIP_DEFAULTS)
+    preprocessing = Preprocessing.read(values.get("preprocessing"), path / "config.json")
+    if preprocessing.crop != config.image_size:
+        raise ValueError(f"{path}: {preprocessing.crop} px for a tower of {config.image_size} px")
+    tensors = fold(state, config, preprocessing, path)
+    head = AnchorHead(
+        *(tensors[f"head.{name}"].shape[0] for name in ("mean", "components", "scores"))
+    )
+    scorer = Rali(config, head, preprocessing, dtype, weights_digest(state), revision)
+    if dtype == torch.float64:
+        scorer.double()
+    load_exactly(scorer, tensors, path)
+    return scorer.freeze()
+
+
+def fold(
+    state: Mapping[str, Tensor], config: VitConfig, preprocessing: Preprocessing, path: Path
+) -> dict[str, Tensor]:
+    """A converted release as the state of `Rali`.
+
+    Raises:
+        ValueError: naming a key that is missing or unknown.
+    """
+    keys = Keys(state)
     try:
-        head = AnchorHead(
-            state[f"{HEAD}mean"].shape[0],
-            state[f"{HEAD}components"].shape[0],
-            state[f"{HEAD}scores"].shape[0],
-        )
-        tower = {k.removeprefix(TOWER): v for k, v in state.items() if k.startswith(TOWER)}
-        tower = tower_state(tower, config, preprocessing.mean, preprocessing.std)
-        projection = state["visual_projection.weight"]
+        tower = tower_state(keys.below(TOWER), config, preprocessing.mean, preprocessing.std)
+        head = {f"head.{name}": keys[f"{HEAD}{name}"] for name in PARTS}
+        projection = keys["visual_projection.weight"]
     except KeyError as error:
         raise ValueError(f"{path} is no converted RALI: it lacks {error.args[0]}") from None
-    digest = weights_digest(state)
-    scorer = Rali(config, head, preprocessing, dtype or torch.float32, digest, revision)
-    anchors = {k.removeprefix(HEAD): v for k, v in state.items() if k.startswith(HEAD)}
-    fitted = {f"tower.{k}": v for k, v in tower.items()} | {"projection.weight": projection}
-    load_exactly(scorer, fitted | {f"head.{k}": v for k, v in anchors.items()}, path)
-    scorer.gradient_checkpointing = gradient_checkpointing
-    return scorer.freeze().to(device)
+    keys.check_all_read(path)
+    return {f"tower.{k}": v for k, v in tower.items()} | head | {"projection.weight": projection}
 
 
 def converted_folder() -> Path:

@@ -5,11 +5,13 @@ queries, keys and values are one matrix product; so are the patches, with the pi
 folded into its weights; the last layer computes only the tokens that are read. In bfloat16 the
 matrix products run in bfloat16 while residual stream, norms and heads stay float32, which is what
 autocast gives and is closer to float32 than weights cast whole.
+
+`TowerScorer` is what the scorers on such a tower share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import attention
+from .attention import attention, best_backend
+from .base import Scorer, check_images, working_precision
 
+# quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: `mlp_state` folds both factors into the
+# weights, which leaves one pass over the activations instead of three.
+QUICK = 1.702
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": F.silu,
 }
 
 
@@ -41,16 +47,26 @@ class VitConfig:
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
 
+    def __post_init__(self):
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.hidden_act!r}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"{self.num_attention_heads} heads do not divide {self.hidden_size}")
+
     @classmethod
-    def read(cls, values: Mapping[str, Any], source: str | Path, **defaults: Any) -> VitConfig:
+    def read(cls, values: Any, source: str | Path, **defaults: Any) -> VitConfig:
         """From a checkpoint's `vision_config`, which may leave out what is at its default."""
-        known = cls.__dataclass_fields__
-        config = cls(**{**defaults, **{k: v for k, v in values.items() if k in known}})
-        if config.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"{source}: unknown activation {config.hidden_act!r}")
-        if values.get("num_channels", 3) != 3 or config.hidden_size % config.num_attention_heads:
-            raise ValueError(f"{source}: not a vision tower of RGB pictures: {dict(values)}")
-        return config
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{source} has no vision_config")
+        if values.get("num_channels", 3) != 3:
+            raise ValueError(
+                f"{source}: not a tower of RGB pictures: {values['num_channels']} channels"
+            )
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        try:
+            return cls(**{**defaults, **known})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
 
 
 class VisionTransformer(nn.Module):
@@ -62,7 +78,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         d, self.patch, tokens = config.hidden_size, config.patch_size, class_token
         tokens += (config.image_size // config.patch_size) ** 2
-        self.patches = nn.Linear(3 * config.patch_size**2, d, dtype=dtype)
+        self.heads = config.num_attention_heads
+        self.patches = nn.Linear(3 * config.patch_size**2, d, bias=False, dtype=dtype)
         self.position = nn.Parameter(torch.empty(tokens, d))
         self.class_token = nn.Parameter(torch.empty(d)) if class_token else None
         self.pre_norm = Norm(d, config.layer_norm_eps) if class_token else nn.Identity()
@@ -70,7 +87,7 @@ class VisionTransformer(nn.Module):
         self.post_norm = Norm(d, config.layer_norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patches(patchify(images, self.patch).to(self.patches.weight.dtype))  # [B, N, D]
+        x = self.patches(patchify(images, self.patch, self.patches.weight.dtype))  # [B, N, D]
         x = x.to(self.position.dtype)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
@@ -81,6 +98,23 @@ class VisionTransformer(nn.Module):
         read = None if self.class_token is None else 1
         x = self.post_norm(self._run(self.blocks[-1], x, read))
         return x if read is None else x[:, 0]
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the tower as one graph: fewer, fused kernels after a slow first call per shape.
+
+        `options` are those of `torch.compile`.
+        """
+        run = torch.compile(self.forward, **{"fullgraph": True, **options})
+        tokens, d = self.position.shape
+
+        def forward(images: Tensor) -> Tensor:
+            shape = (len(images), self.heads, tokens, tokens, d // self.heads)
+            grad = torch.is_grad_enabled() and images.requires_grad
+            # The graph keeps the attention backend that is chosen while it is traced.
+            with best_backend(images.device, self.patches.weight.dtype, shape, grad):
+                return run(images)
+
+        self.forward = forward
 
     def _run(self, block: Block, x: Tensor, read: int | None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
@@ -127,63 +161,136 @@ class Norm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-def patchify(images: Tensor, patch: int) -> Tensor:
+def patchify(images: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
     """[B, 3, H, W] in [0, 1] -> [B, N, 3 * patch * patch] centred pixels, for `fold_patches` weights.
 
     A pixel enters as (255 x - 127.5) / 128, which 8-bit pixels are without rounding even in bfloat16.
     """
-    x = images * (255 / 128) - 127.5 / 128
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(b, (h // patch) * (w // patch), c * patch * patch)
+    rows, columns = images.shape[-2] // patch, images.shape[-1] // patch
+    # Where the patch does not divide the picture (384 / 14), a convolution drops the rest too.
+    x = images[..., : rows * patch, : columns * patch] * (255 / 128) - 127.5 / 128
+    x = x.to(dtype).unflatten(-1, (columns, patch)).unflatten(-3, (rows, patch))
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+class Keys:
+    """A checkpoint's tensors below a prefix; remembers which were read."""
+
+    def __init__(self, state: Mapping[str, Tensor], prefix: str = "", read: set[str] | None = None):
+        self.state, self.prefix = state, prefix
+        self.read: set[str] = set() if read is None else read
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.state[self.prefix + name]
+        self.read.add(self.prefix + name)
+        return tensor
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.state
+
+    def below(self, prefix: str) -> Keys:
+        return Keys(self.state, self.prefix + prefix, self.read)
+
+    def linear(self, old: str, new: str) -> dict[str, Tensor]:
+        """The weight and bias of one layer, under its new name."""
+        return {f"{new}.{part}": self[f"{old}.{part}"] for part in ("weight", "bias")}
+
+    def check_all_read(self, source: str | Path) -> None:
+        # Old checkpoints carry the numbers 0, 1, 2, ... as `position_ids`.
+        unknown = [k for k in self.state if k not in self.read and not k.endswith(".position_ids")]
+        if unknown:
+            raise ValueError(f"{source} has {len(unknown)} unknown keys: {', '.join(unknown[:3])}")
 
 
 def fold_patches(
-    weight: Tensor, bias: Tensor | None, mean: tuple[float, ...], std: tuple[float, ...]
+    weight: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """A patch convolution [D, 3, p, p] over (x - mean) / std as a matrix [D, 3 p p] over `patchify`."""
+    """A patch convolution [D, 3, p, p] over (x - mean) / std as a matrix [D, 3 p p] over `patchify`.
+
+    Returns the matrix and the offset [D] that the normalisation adds to every patch, in float64.
+    """
     wide = weight.double()
     mean, std = (torch.tensor(v, dtype=torch.float64).reshape(1, 3, 1, 1) for v in (mean, std))
     offset = (wide * (0.5 - mean) / std).sum((1, 2, 3))
-    folded = (wide * 128 / (255 * std)).flatten(1)
-    return folded, offset if bias is None else offset + bias.double()
+    return (wide * 128 / (255 * std)).flatten(1), offset
 
 
 def tower_state(
-    state: Mapping[str, Tensor],
-    config: VitConfig,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    keys: Keys, config: VitConfig, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Tensor]:
-    """A checkpoint's vision tower, keys below `vision_model.`, as the state of `VisionTransformer`.
+    """A checkpoint's vision tower (names below `vision_model.`) as the state of `VisionTransformer`.
 
     Raises:
         KeyError: naming the first key that is missing.
     """
-    weight = state["embeddings.patch_embedding.weight"]
-    weight, bias = fold_patches(weight, state.get("embeddings.patch_embedding.bias"), mean, std)
-    result = {
-        "patches.weight": weight,
-        "patches.bias": bias,
-        "position": state["embeddings.position_embedding.weight"],
-    }
-    pairs = {"post_layernorm": "post_norm"}
-    if "embeddings.class_embedding" in state:
-        result["class_token"] = state["embeddings.class_embedding"]
-        pairs["pre_layrnorm"] = "pre_norm"  # spelt so in every CLIP checkpoint
+    weight, offset = fold_patches(keys["embeddings.patch_embedding.weight"], mean, std)
+    if "embeddings.patch_embedding.bias" in keys:
+        offset = offset + keys["embeddings.patch_embedding.bias"].double()
+    # What every patch gets alike goes to the position, which is added in float32.
+    position = keys["embeddings.position_embedding.weight"].double()
+    result = {"patches.weight": weight}
+    if "embeddings.class_embedding" in keys:
+        result["class_token"] = keys["embeddings.class_embedding"]
+        result |= keys.linear("pre_layrnorm", "pre_norm")  # spelt so in every CLIP checkpoint
+        result["position"] = torch.cat([position[:1], position[1:] + offset])
+    else:
+        result["position"] = position + offset
     for i in range(config.num_hidden_layers):
-        old, new = f"encoder.layers.{i}", f"blocks.{i}"
-        pairs |= {
-            f"{old}.layer_norm1": f"{new}.norm1",
-            f"{old}.layer_norm2": f"{new}.norm2",
-            f"{old}.self_attn.out_proj": f"{new}.out",
-            f"{old}.mlp.fc1": f"{new}.fc1",
-            f"{old}.mlp.fc2": f"{new}.fc2",
-        }
-        for part in ("weight", "bias"):
-            qkv = [state[f"{old}.self_attn.{name}_proj.{part}"] for name in "qkv"]
-            result[f"{new}.qkv.{part}"] = torch.cat(qkv)
-    for old, new in pairs.items():
-        for part in ("weight", "bias"):
-            result[f"{new}.{part}"] = state[f"{old}.{part}"]
+        layer = keys.below(f"encoder.layers.{i}.")
+        block = block_state(layer, config.hidden_act)
+        result |= {f"blocks.{i}.{name}": tensor for name, tensor in block.items()}
+    return result | keys.linear("post_layernorm", "post_norm")
+
+
+def block_state(keys: Keys, activation: str) -> dict[str, Tensor]:
+    """One encoder layer as the state of `Block`."""
+    result = keys.linear("layer_norm1", "norm1") | keys.linear("layer_norm2", "norm2")
+    for part in ("weight", "bias"):
+        qkv = [keys[f"self_attn.{name}_proj.{part}"] for name in "qkv"]
+        result[f"qkv.{part}"] = torch.cat(qkv)
+    return result | keys.linear("self_attn.out_proj", "out") | mlp_state(keys, activation)
+
+
+def mlp_state(keys: Keys, activation: str) -> dict[str, Tensor]:
+    """fc1 and fc2 for what `ACTIVATIONS` holds."""
+    result = keys.linear("mlp.fc1", "fc1") | keys.linear("mlp.fc2", "fc2")
+    if activation == "quick_gelu":
+        for name, factor in (("fc1.weight", QUICK), ("fc1.bias", QUICK), ("fc2.weight", 1 / QUICK)):
+            result[name] = result[name].float() * factor
     return result
+
+
+class TowerScorer(Scorer):
+    """A scorer whose head reads one feature per picture, made by a vision tower.
+
+    Subclasses set `tower` and `head` and write `features`.
+    """
+
+    default_batch_size = 32
+    tower: VisionTransformer
+    head: nn.Module  # [B, D] to [B] or [B, 1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Model input [B, 3, h, w] in [0, 1] to what the head reads, [B, D]."""
+        raise NotImplementedError
+
+    def score_prepared(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x)).flatten().float()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the head reads, [B, D] float32, of images as the call takes them. Differentiable."""
+        check_images(images, self.device)
+        return self.features(self.prepare(working_precision(images))).float()
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass: less memory, about a third more time."""
+        return self.tower.checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        self.tower.checkpointing = on
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the tower; see `VisionTransformer.compile`."""
+        self.tower.compile(**options)

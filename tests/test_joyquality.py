@@ -1,6 +1,7 @@
 """JoyQuality against the upstream script on a tiny model of the real class."""
 
 import json
+import shutil
 
 import pytest
 import tiny_vit
@@ -70,17 +71,6 @@ def test_gradient_equals_upstream_and_central_differences(official, scorer):
     assert tiny_vit.directional_error(scorer, resized, 3e-3) < 0.01
 
 
-def test_checkpointing_recomputes_in_evaluation_mode_with_the_same_gradient(folder, scorer):
-    checkpointed = load_scorer(folder, gradient_checkpointing=True)
-    runs = []
-    checkpointed.tower.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
-    images = torch.rand(2, 3, 64, 64, requires_grad=True)
-    (ours,) = torch.autograd.grad(checkpointed(images).sum(), images)
-    (plain,) = torch.autograd.grad(scorer(images).sum(), images)
-    assert len(runs) == 2
-    torch.testing.assert_close(ours, plain)
-
-
 def test_bfloat16_is_as_close_to_float32_as_upstreams_autocast(official, folder, scorer):
     half = load_scorer(folder, dtype="bfloat16")
     assert half.card.fingerprint["dtype"] == "bfloat16"
@@ -112,13 +102,14 @@ def training_state(folder, prefix=""):
     return state
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_training_format(suffix, prefix, folder, scorer, tmp_path):
     path = tmp_path / f"latest.{suffix}"
     state = training_state(folder, prefix)
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     trained = load_scorer(path, heads=4)
+    assert trained.card.hub_id is None
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(trained(images), scorer(images), atol=1e-6, rtol=0)
 
@@ -133,10 +124,36 @@ def test_other_siglip_sizes(sizes, tmp_path):
     torch.testing.assert_close(load_scorer(tmp_path).score(pictures), expected, atol=1e-5, rtol=0)
 
 
-def test_so400m_heads_are_known():
-    from tastemaker.scorers.joyquality import HEADS
+def test_patches_that_do_not_divide_the_picture(tmp_path):
+    """As in so400m at 384 pixels in patches of 14: the last pixels are resized, then dropped."""
+    sizes = dict(image_size=64, patch_size=14)
+    official = tiny_vit.make_joyquality(**sizes)
+    official.save_pretrained(tmp_path)
+    pictures = tiny_vit.pictures([(120, 80), (64, 64)])
+    expected = official_scores(official, pictures)
+    torch.testing.assert_close(load_scorer(tmp_path).score(pictures), expected, atol=1e-5, rtol=0)
+    save_file(training_state(tmp_path), tmp_path / "trained.safetensors")
+    trained = load_scorer(tmp_path / "trained.safetensors", heads=4, image_size=64)
+    torch.testing.assert_close(trained.score(pictures), expected, atol=1e-5, rtol=0)
+    assert load_scorer(tmp_path / "trained.safetensors", heads=4).size == 56
 
-    assert 1152 // HEADS[1152] == 72
+
+def test_heads_of_siglips_sizes():
+    """google/siglip: base 768 / 12, large 1024 / 16, so400m 1152 / 16, giant 1536 / 16."""
+    from tastemaker.scorers.joyquality import heads_of
+
+    assert [heads_of(width) for width in (768, 1024, 1152, 1536)] == [12, 16, 16, 16]
+
+
+def test_a_folder_in_the_hubs_cache_knows_its_id(folder, tmp_path):
+    cached = tmp_path / "models--someone--their-fine-tune" / "snapshots" / "0123abc"
+    shutil.copytree(folder, cached)
+    assert load_scorer(cached).card.hub_id == "someone/their-fine-tune"
+    assert load_scorer(folder).card.hub_id is None
+
+
+def test_the_resize_is_part_of_the_fingerprint(scorer):
+    assert "Pillow" in scorer.card.fingerprint["preprocessing"]
 
 
 def altered(folder, tmp_path, change):
@@ -176,10 +193,5 @@ def test_bad_options(folder, tmp_path):
     save_file(load_file(folder / "model.safetensors"), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="unknown activation 'swish2'"):
         load_scorer(tmp_path)
-
-
-@pytest.mark.slow
-def test_compiles_as_one_graph(scorer):
-    images = torch.rand(2, 3, 64, 64)
-    compiled = torch.compile(scorer.score_prepared, fullgraph=True)
-    torch.testing.assert_close(compiled(images), scorer(images), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="5 heads do not divide 48"):
+        load_scorer(folder, heads=5)

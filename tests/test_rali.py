@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import joblib
 import numpy as np
 import pytest
 import tiny_vit
@@ -168,7 +169,19 @@ def test_a_hostile_checkpoint_is_refused_and_never_run(release, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda s: s.pop("scorer.prototypes"), "lacks scorer.prototypes"),
+        (lambda s: s.pop("scorer.prototypes"), r"\['prototypes'\] missing"),
+        (lambda s: s.update({"scorer.bias": torch.ones(1)}), r"\['bias'\] unknown"),
+        (lambda s: s.update({"scorer.pca_scale": torch.zeros(24)}), "pca_scale has values"),
+        (lambda s: s["scorer.prototypes"].fill_(torch.nan), "prototypes has values"),
+        (lambda s: s.pop("clip.vision_model.encoder.layers.1.mlp.fc1.bias"), "lacks vision_model"),
+        (
+            lambda s: s.update({"clip.vision_model.encoder.layers.3.mlp.fc1.bias": torch.ones(96)}),
+            "unknown keys: vision_model.encoder.layers.3",
+        ),
+        (
+            lambda s: s.update({"clip.vision_model.encoder.layers.0.mlp.fc1.bias": torch.ones(9)}),
+            r"misshapen: tower.blocks.0.fc1.bias \[9\]",
+        ),
         (lambda s: s.pop("clip.visual_projection.weight"), "visual_projection"),
         (lambda s: s.update({"scorer.pca_scale": torch.ones(5)}), r"pca_scale has shape \[5\]"),
         (lambda s: s.update({"scorer.proto_scores": torch.ones(5)}), "prototypes has shape"),
@@ -181,18 +194,76 @@ def test_what_does_not_fit_is_named(change, message, release, tmp_path):
     torch.save(saved, folder / "ckpt.pt")
     with pytest.raises(ValueError, match=message):
         convert_rali(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_loads(release, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("preprocessor_config.json", {"resample": 2}, "other steps than CLIP's"),
+        ("preprocessor_config.json", {"do_center_crop": False}, "other steps than CLIP's"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 56}}, "not CLIP's preprocessing"),
+        ("preprocessor_config.json", {"image_mean": [0.5]}, "no preprocessing of RGB"),
+        ("preprocessor_config.json", {"crop_size": 42}, "42 px for a tower of 56 px"),
+        ("config.json", {"vision_config": None}, "no vision_config"),
+        (
+            "config.json",
+            {"vision_config": {**tiny_vit.CLIP, "num_hidden_layers": 2}},
+            "unknown keys",
+        ),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(file, change, message, release, tmp_path):
+    folder = copy_of(release, tmp_path)
+    path = folder / "best" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        convert_rali(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_preprocessing_written_by_older_versions(release, scorer, tmp_path):
+    folder = copy_of(release, tmp_path)
+    path = folder / "best" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "size": 56, "crop_size": 56}))
+    assert load_scorer(convert_rali(folder, tmp_path / "out")).preprocessing == scorer.preprocessing
+
+
+def test_a_blank_mean_is_loud(release, tmp_path):
+    folder = copy_of(release, tmp_path)
+    fitted = joblib.load(folder / "pca.pkl")
+    fitted.mean_ = np.zeros_like(fitted.mean_)
+    joblib.dump(fitted, folder / "pca.pkl")
+    with pytest.raises(ValueError, match="blank mean_"):
+        convert_rali(folder, tmp_path / "out")
+    fitted.mean_ = np.ones(7)
+    joblib.dump(fitted, folder / "pca.pkl")
+    with pytest.raises(ValueError, match=r"mean_ has shape \[7\], expected \[24\]"):
+        convert_rali(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("step", ["save_file", "os.replace", "json.dumps"])
+def test_an_interrupted_conversion_leaves_nothing(step, release, tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        convert_rali(release[0], tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        load_scorer(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(f"tastemaker.scorers.checkpoint.{step}", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            convert_rali(release[0], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    convert_rali(release[0], tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_a_conversion_never_mixes_with_what_is_there(converted, release):
+    before = {path: path.read_bytes() for path in converted.iterdir()}
+    with pytest.raises(FileExistsError, match="already holds something"):
+        convert_rali(release[0], converted)
+    assert before == {path: path.read_bytes() for path in converted.iterdir()}
 
 
 def test_the_name_rali_finds_the_converted_folder(release, scorer, tmp_path, monkeypatch):
