@@ -1,5 +1,6 @@
 """`tastemaker demo`: from an installed package of pictures to a ranking whose worth can be seen."""
 
+import json
 import re
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from tastemaker.cli import demo, main
 from tastemaker.cli.journal import Row
 from tastemaker.cli.scoring import Scores
 from tastemaker.scorers.corruptions import CORRUPTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -125,3 +128,20 @@ def test_the_whole_command(package, tmp_path, monkeypatch):
     assert len(counts) == 4 and sum(counts) == total
     page = Path("tastemaker-demo/report.html").read_text(encoding="utf-8")
     assert page.count('class="card"') == 50
+
+
+def test_nano_was_not_trained_on_what_it_is_shown():
+    seen = json.loads((ROOT / "training" / "nano_trained_on.json").read_text(encoding="utf-8"))
+    templates = {re.sub(r"-\d+$", "", Path(name).stem) for name in seen}
+    assert len(templates) > 100
+    assert not templates & set(demo.UNSEEN)
+
+
+@pytest.mark.slow
+def test_the_demo_works(tmp_path, monkeypatch):
+    """With the real pictures and the real scorer: what the README promises."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["demo"])
+    assert result.exit_code == 0, result.output
+    right = int(re.search(r"(\d+) of 24 corrupted copies rank below", result.stdout)[1])
+    assert right >= 22
