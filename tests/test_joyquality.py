@@ -1,5 +1,6 @@
 """JoyQuality against the upstream script on a tiny model of the real class."""
 
+import copy
 import json
 import shutil
 
@@ -53,6 +54,16 @@ def test_scores_equal_upstream_from_files(official, scorer, tmp_path):
     assert tiny_vit.spread_over(expected, 1e-3)
     # Pillow resizes on both sides, so the bar without a resize holds here too.
     torch.testing.assert_close(scorer.score(paths), expected, atol=1e-5, rtol=0)
+
+
+def test_float64_is_upstream_in_float64(official, folder):
+    """No tolerance for rounding hides a difference in the maths."""
+    wide = load_scorer(folder, dtype="float64")
+    images = torch.rand(8, 3, 64, 64, dtype=torch.float64)
+    expected = tiny_vit.joyquality_forward(copy.deepcopy(official).double(), (images - 0.5) / 0.5)
+    ours = wide.head(wide.features(images)).squeeze(-1)
+    assert tiny_vit.spread_over(expected, 1e-12)
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
 
 
 def test_batch_equals_alone(scorer):
