@@ -110,8 +110,12 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+def load_exactly(
+    module: nn.Module, state: Mapping[str, Tensor], source: str | Path, assign: bool = False
+) -> None:
     """`load_state_dict` in which every key must be there, fit, and be known.
+
+    With `assign` the tensors become the module's own, uncopied: for modules made on "meta".
 
     Raises:
         ValueError: naming the source and the first few missing, unknown or misshapen keys.
@@ -128,7 +132,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str | P
     found = [f"{len(keys)} {what}: {', '.join(keys[:3])}" for what, keys in problems if keys]
     if found:
         raise ValueError(f"{source} does not fit: {'; '.join(found)}")
-    module.load_state_dict(state, assign=False)
+    module.load_state_dict(state, assign=assign)
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -171,9 +175,10 @@ class replacing:
         return self.temporary
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
+        try:
+            if kind is None:
+                with open(self.temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.temporary, self.path)
+        finally:
             self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(self.temporary, self.path)

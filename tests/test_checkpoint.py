@@ -164,3 +164,16 @@ def test_a_rali_release_names_the_command(tmp_path):
 def test_bad_dtype_is_named(dtype):
     with pytest.raises(ValueError, match="dtype must be"):
         load_scorer("nano", dtype=dtype)
+
+
+def test_a_replacement_that_fails_leaves_no_stray_file(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("old")
+
+    def refused(*_):
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(checkpoint.os, "replace", refused)
+    with pytest.raises(PermissionError), checkpoint.replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
