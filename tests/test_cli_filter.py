@@ -367,6 +367,22 @@ def test_moves_to_another_disk(tmp_path, request, disk):
     assert target.read_bytes() == contents and sorted(tree(tmp_path)) == ["a.png", "k/a.png"]
 
 
+def test_the_old_file_goes_when_the_new_one_is_on_the_disk(tmp_path, two_disks, monkeypatch):
+    source, target = flat_picture(tmp_path / "a.png", 3), tmp_path / "k" / "a.png"
+    target.parent.mkdir()
+    calls = []
+    sync, unlink, sync_folder = os.fsync, os.unlink, transfer._sync_folder
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("contents") or sync(file))
+    monkeypatch.setattr(
+        transfer, "_sync_folder", lambda path: calls.append(path) or sync_folder(path)
+    )
+    monkeypatch.setattr(
+        os, "unlink", lambda path, **_: path == source and calls.append("gone") or unlink(path)
+    )
+    transfer.move(source, target)
+    assert calls == ["contents", target.parent, "contents", "gone"]  # the folder's own names too
+
+
 @pytest.mark.parametrize("fails", ["copy2", "fsync", "link", "unlink"])
 def test_a_move_to_another_disk_that_fails_loses_nothing(tmp_path, two_disks, monkeypatch, fails):
     source, target = flat_picture(tmp_path / "a.png", 3), tmp_path / "k" / "a.png"
