@@ -129,10 +129,9 @@ class Rali(TowerScorer):
 
     def prepare(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] resized to the tower's size by the shortest side; its central square."""
-        crop = self.preprocessing.crop
-        x = resize(images, self.preprocessing.resized(*images.shape[-2:]))
-        top, left = (x.shape[-2] - crop) // 2, (x.shape[-1] - crop) // 2
-        return unit_range(x[..., top : top + crop, left : left + crop])
+        crop, size = self.preprocessing.crop, self.preprocessing.resized(*images.shape[-2:])
+        corner = [(side - crop) // 2 for side in size]
+        return unit_range(resize(images, size, tuple((at, at + crop) for at in corner)))
 
     def features(self, x: Tensor) -> Tensor:
         return self.projection(self.tower(x.to(self.tower.position.dtype)))

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from .decode import MAX_PIXELS
+
 PRECISION = 22  # fractional bits of Pillow's coefficients
 DIGIT = 8  # bits of a coefficient in one matrix product
 DIGITS = 3  # 24 bits: coefficients lie within (-2, 2)
@@ -31,44 +33,57 @@ ORDER = next(v for v in ((13, 0), (12, 2), (10, 0)) if v <= PILLOW)
 METHOD = f"bicubic, passes in the order of Pillow {'.'.join(map(str, ORDER))}"
 
 
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+Window = tuple[tuple[int, int], tuple[int, int]]  # (start, stop) of the rows, then of the columns
+
+
+def resize(images: Tensor, size: tuple[int, int], window: Window | None = None) -> Tensor:
     """[B, 3, H, W] to [B, 3, *size], bicubic with antialiasing. The same dtype comes back.
 
     uint8 is bit-equal to `PIL.Image.resize(..., BICUBIC)` of the installed Pillow, on any device.
     Floating point in [0, 1] is resized in one pass without rounding, clamped to [0, 1] as Pillow
-    clips, and differentiable.
+    clips, and differentiable. `window` is the part of the result that is returned, by default all.
     """
+    (top, bottom), (left, right) = window or _whole(size)
     if tuple(images.shape[-2:]) == tuple(size):
-        return images
+        return images[..., top:bottom, left:right] if window else images
     if images.dtype == torch.uint8:
-        return (_by_pillow if images.device.type == "cpu" else _on_device)(images, size)
+        # On a CPU Pillow itself is the fastest exact way, unless it would make far more than needed.
+        by_pillow = images.device.type == "cpu" and size[0] * size[1] <= MAX_PIXELS
+        return (_by_pillow if by_pillow else _on_device)(images, size, window or _whole(size))
     resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp(0, 1)
+    return resized[..., top:bottom, left:right].clamp(0, 1)
 
 
-def _by_pillow(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pillow itself, one picture at a time: the fastest exact way on a CPU."""
-    height, width = size
+def _whole(size: tuple[int, int]) -> Window:
+    return (0, size[0]), (0, size[1])
+
+
+def _by_pillow(images: Tensor, size: tuple[int, int], window: Window) -> Tensor:
+    """Pillow itself, one picture at a time."""
+    (top, bottom), (left, right) = window
     resized = [
-        np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+        np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
         for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     ]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(images.device)
+    part = np.stack([image[top:bottom, left:right] for image in resized])
+    return torch.from_numpy(part).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
-def _on_device(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _on_device(images: Tensor, size: tuple[int, int], window: Window) -> Tensor:
     """The same integers as Pillow's, computed where the pictures lie."""
     source = tuple(images.shape[-2:])
     if max(map(_taps, source, size)) > MAX_TAPS:
-        return _by_pillow(images, size)
+        return _by_pillow(images, size, window)
     together = max(1, CHUNK_PIXELS // (source[0] * source[1]))
-    return torch.cat([_two_passes(chunk, size) for chunk in images.split(together)])
+    return torch.cat([_two_passes(chunk, size, window) for chunk in images.split(together)])
 
 
-def _two_passes(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _two_passes(images: Tensor, size: tuple[int, int], window: Window) -> Tensor:
     for axis in (-2, -1) if height_first(images.shape[-2:], size) else (-1, -2):
-        if images.shape[axis] != size[axis]:
-            images = _pass(images.transpose(axis, -1), size[axis]).transpose(axis, -1)
+        (start, stop), m = window[axis], size[axis]
+        x = images.transpose(axis, -1)
+        x = x[..., start:stop] if x.shape[-1] == m else _pass(x, m, start, stop)
+        images = x.transpose(axis, -1)
     return images.contiguous()
 
 
@@ -82,52 +97,54 @@ def height_first(
     return order == (12, 2) and height > new_height and height > 100 * width
 
 
-def _pass(x: Tensor, m: int) -> Tensor:
-    """uint8 [..., n] to uint8 [..., m], along the last axis.
+def _pass(x: Tensor, m: int, start: int, stop: int) -> Tensor:
+    """uint8 [..., n] to the outputs from `start` to `stop` of [..., m], along the last axis.
 
     A coefficient is 65536 d2 + 256 d1 + d0 with signed digits of 8 bits. Pixels and digits are exact
     in float32 and in TF32, and so are their sums, which stay below 2^24.
     """
-    index, digits = _windows(x.shape[-1], m, x.device)  # [blocks, window], [blocks, window, 96]
+    index, digits = _blocks(x.shape[-1], m, start, stop, x.device)  # [blocks, W], [blocks, W, 96]
     rows = x.reshape(-1, x.shape[-1])  # [R, n]
-    windows = rows[:, index].float().transpose(0, 1)  # [blocks, R, window]
+    windows = rows[:, index].float().transpose(0, 1)  # [blocks, R, W]
     sums = torch.bmm(windows, digits).unflatten(-1, (DIGITS, BLOCK))  # [blocks, R, 3, 32]
     total = torch.full_like(sums[:, :, 0], 1 << (PRECISION - 1), dtype=torch.int32)
     for i in range(DIGITS):
         total += sums[:, :, i].int() << (DIGIT * i)
     pixels = (total >> PRECISION).clamp_(0, 255).to(torch.uint8)  # [blocks, R, 32]
-    return pixels.transpose(0, 1).reshape(*x.shape[:-1], -1)[..., :m]
+    return pixels.transpose(0, 1).reshape(*x.shape[:-1], -1)[..., : stop - start]
 
 
 @lru_cache(maxsize=64)
-def _windows(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _blocks(n: int, m: int, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which inputs each block of `BLOCK` outputs reads, and with which digits.
 
-    Returns index [blocks, window] int64 and digits [blocks, window, DIGITS * BLOCK] float32.
+    Returns index [blocks, W] int64 and digits [blocks, W, DIGITS * BLOCK] float32.
     """
-    first, rest = coefficients(n, m)
-    start = first[::BLOCK]  # [blocks]
-    block, place = np.divmod(np.arange(m), BLOCK)
-    taps = (first - start[block])[:, None] + np.arange(rest.shape[1])  # [m, T] within the window
-    digits = np.zeros((len(start), int(taps.max()) + 1, DIGITS, BLOCK), dtype=np.float32)
+    first, rest = coefficients(n, m, start, stop)
+    origin = first[::BLOCK]  # [blocks]
+    block, place = np.divmod(np.arange(stop - start), BLOCK)
+    taps = (first - origin[block])[:, None] + np.arange(rest.shape[1])  # [outputs, T] in the block
+    digits = np.zeros((len(origin), int(taps.max()) + 1, DIGITS, BLOCK), dtype=np.float32)
     half, base = 1 << (DIGIT - 1), 1 << DIGIT
     for i in range(DIGITS):
         digit = (rest + half) % base - half
         rest = (rest - digit) // base
         digits[block[:, None], taps, i, place[:, None]] = digit
-    index = np.minimum(start[:, None] + np.arange(digits.shape[1]), n - 1)  # beyond, digits are 0
+    index = np.minimum(origin[:, None] + np.arange(digits.shape[1]), n - 1)  # beyond, digits are 0
     return torch.from_numpy(index).to(device), torch.from_numpy(digits).flatten(2).to(device)
 
 
-def coefficients(n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's fixed-point coefficients: the first input of each output [m], and its taps [m, T].
+def coefficients(n: int, m: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's fixed-point coefficients from n to m pixels, for the outputs from `start` to `stop`.
+
+    Returns the first input of each output [stop - start], and its taps [stop - start, T] int64.
 
     Every operation, and the order of the sum, is that of `precompute_coeffs`: equal to the last bit.
     """
     scale = n / m
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
-    center = (np.arange(m) + 0.5) * scale
+    center = (np.arange(start, stop) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
     stop = np.minimum((center + support + 0.5).astype(np.int64), n)
     x = first[:, None] + np.arange(_taps(n, m))

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny_vit
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tastemaker.scorers import checkpoint, load_scorer
+from tastemaker.scorers.rali import Preprocessing
 from tastemaker.scorers.rali_convert import FILES, convert_rali
 
 SIZES = [(56, 56), (90, 120), (200, 64), (64, 333), (48, 40), (301, 299), (128, 128), (57, 56)]
@@ -47,7 +50,7 @@ def test_scores_equal_the_official_ones_without_a_resize(release, scorer):
 
 
 def test_scores_equal_the_official_ones_from_files(release, scorer, tmp_path):
-    pictures = tiny_vit.pictures(SIZES)
+    pictures = tiny_vit.pictures([*SIZES, (1, 1), (1, 700), (900, 2)])
     paths = []
     for i, picture in enumerate(pictures):
         paths.append(tmp_path / f"{i}.png")
@@ -79,6 +82,18 @@ def test_the_recipe_above_is_transformers_own_processor(release):
     for picture in tiny_vit.pictures(SIZES):
         theirs = processor(images=picture, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(tiny_vit.clip_pixels(picture), theirs, atol=1e-5, rtol=0)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([56, 224, 336]))
+def test_the_resized_size_is_transformers(height, width, shortest):
+    from transformers.image_transforms import get_resize_output_image_size
+
+    picture = np.broadcast_to(np.zeros((), np.uint8), (height, width, 3))
+    theirs = get_resize_output_image_size(
+        picture, shortest, default_to_square=False, input_data_format="channels_last"
+    )
+    ours = Preprocessing(shortest, shortest, (0, 0, 0), (1, 1, 1)).resized(height, width)
+    assert ours == theirs
 
 
 def test_batch_equals_alone(scorer):

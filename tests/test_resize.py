@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tastemaker.scorers import resize as module
-from tastemaker.scorers.resize import _on_device, height_first, resize
+from tastemaker.scorers.resize import _on_device, _whole, height_first, resize
 
 
 def noise(height, width, batch=1, seed=0):
@@ -31,7 +31,7 @@ def pillow(images, size):
 def check(images, size):
     """Both exact paths; the one for GPUs is plain torch, so it runs here too."""
     official = pillow(images, size)
-    assert torch.equal(_on_device(images, size), official)
+    assert torch.equal(_on_device(images, size, _whole(size)), official)
     assert torch.equal(resize(images, size), official)
 
 
@@ -76,19 +76,44 @@ def test_saturated_pictures_overshoot_and_are_clipped_as_in_pillow():
     check(torch.full((1, 3, 50, 50), 255, dtype=torch.uint8), (13, 77))
 
 
+@settings(max_examples=60, deadline=None)
+@given(source=sizes, size=sizes, data=st.data())
+def test_a_window_of_the_result_is_that_part_of_it(source, size, data):
+    images, window = noise(*source), []
+    for m in size:
+        start = data.draw(st.integers(0, m - 1))
+        window.append((start, data.draw(st.integers(start + 1, m))))
+    (top, bottom), (left, right) = window = tuple(window)
+    part = pillow(images, size)[..., top:bottom, left:right]
+    assert torch.equal(_on_device(images, size, window), part)
+    assert torch.equal(resize(images, size, window), part)
+    floating = images.float() / 255
+    whole = resize(floating, size)
+    assert torch.equal(resize(floating, size, window), whole[..., top:bottom, left:right])
+
+
+def test_a_sliver_does_not_fill_the_memory():
+    """To 336 pixels on the short side: 11 gigapixels, of which the central square is wanted."""
+    images = noise(1, 100_000)
+    part = resize(images, (336, 33_600_000), ((0, 336), (16_799_832, 16_800_168)))
+    nearby = pillow(images[..., 49_990:50_010], (336, 20 * 336))  # the same scale around the middle
+    expected = nearby[..., 3_192 : 3_192 + 336]
+    torch.testing.assert_close(part.float(), expected.float(), atol=1, rtol=0)
+
+
 def test_beyond_the_exact_range_of_float32_pillow_itself_is_used(monkeypatch):
     called = []
     original = module._by_pillow
     monkeypatch.setattr(module, "_by_pillow", lambda *a: called.append(a) or original(*a))
-    assert torch.equal(_on_device(noise(1, 126 * 32), (1, 32)), pillow(noise(1, 126 * 32), (1, 32)))
-    assert not called
-    assert torch.equal(_on_device(noise(1, 140 * 32), (1, 32)), pillow(noise(1, 140 * 32), (1, 32)))
-    assert called
+    for reduction, used in ((126, 0), (140, 1)):
+        images = noise(1, reduction * 32)
+        assert torch.equal(_on_device(images, (1, 32), _whole((1, 32))), pillow(images, (1, 32)))
+        assert len(called) == used
 
 
 def test_sums_stay_exact_at_the_largest_reduction():
     """The bound in `MAX_TAPS`: no sum of digits times pixels reaches 2^24."""
-    _, digits = module._windows(126 * 32, 32, torch.device("cpu"))
+    _, digits = module._blocks(126 * 32, 32, 0, 32, torch.device("cpu"))
     assert digits.abs().sum(1).max() * 255 < 2**24
     assert digits.abs().max() <= 128
 
@@ -117,10 +142,10 @@ def test_pillow_orders_its_passes_by_version():
 def test_the_order_of_passes_shows():
     """Otherwise the tests above would pass with either order."""
     images = noise(1216, 832)
-    first = module._pass(images, 512)
-    by_width = module._pass(first.transpose(-1, -2), 512).transpose(-1, -2)
-    first = module._pass(images.transpose(-1, -2), 512).transpose(-1, -2)
-    by_height = module._pass(first, 512)
+    first = module._pass(images, 512, 0, 512)
+    by_width = module._pass(first.transpose(-1, -2), 512, 0, 512).transpose(-1, -2)
+    first = module._pass(images.transpose(-1, -2), 512, 0, 512).transpose(-1, -2)
+    by_height = module._pass(first, 512, 0, 512)
     assert not torch.equal(by_width, by_height)
 
 
