@@ -32,7 +32,7 @@ def command(options: ScorerOptions) -> None:
     """Report versions, the device and its kernels, a scorer's card, prompt and fingerprint, and
     test it on a built-in picture. Send this along with a bug report."""
     from .. import __version__
-    from .journal import home
+    from ..scorers.home import home
 
     click.echo(
         f"tastemaker {__version__}, Python {platform.python_version()}, {platform.platform()}"

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sqlite3
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..scorers.base import ScorerCard, differences
+from ..scorers.home import home
 
 APPLICATION_ID = 0x7461_7374  # "tast"
 FORMAT = 1
@@ -231,19 +231,6 @@ def is_journal(path: Path) -> bool:
     """Whether it is an SQLite file."""
     with open(path, "rb") as file:
         return file.read(16) == b"SQLite format 3\0"
-
-
-def home() -> Path:
-    """The user's folder for what this program keeps: $TASTEMAKER_HOME, or the platform's own."""
-    if own := os.environ.get("TASTEMAKER_HOME"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "tastemaker"
 
 
 def sqlite_key(path: str | os.PathLike) -> str | bytes:

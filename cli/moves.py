@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scorers.checkpoint import replacing
-from .journal import home
+from ..scorers.home import home
 from .transfer import Failure, Step, move, perform
 
 _UNFINISHED = ".unfinished.jsonl"

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..scorers.checkpoint import replacing
+from ..scorers.home import home
 from .files import is_media
-from .journal import home, sqlite_key
+from .journal import sqlite_key
 
 # Suffixes that captions, features and configurations have; ours must be another.
 FOREIGN = (

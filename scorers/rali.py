@@ -14,7 +14,6 @@ tensors as the unrounded picture would.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from .base import ScorerCard, unit_range
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
+from .home import home
 from .resize import METHOD, resize
 from .vit import Keys, TowerScorer, VisionTransformer, VitConfig, tower_state
 
@@ -238,7 +238,5 @@ def converted_folder() -> Path:
 
 
 def default_folder() -> Path:
-    """$TASTEMAKER_HOME/rali, or rali in the user's cache."""
-    home = os.environ.get("TASTEMAKER_HOME")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(home) if home else Path(cache) / "tastemaker") / "rali"
+    """The user's own folder for what is converted once."""
+    return home() / "rali"

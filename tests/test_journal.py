@@ -13,9 +13,10 @@ from cli_tools import flat_picture, staircase, start
 from stub import Brightness
 
 from tastemaker.cli import journal as module
-from tastemaker.cli.journal import Journal, home
+from tastemaker.cli.journal import Journal
 from tastemaker.cli.options import ScorerOptions
 from tastemaker.cli.scoring import scored, scores_of
+from tastemaker.scorers.home import home
 
 CARD = Brightness().card
 
