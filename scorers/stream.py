@@ -58,7 +58,7 @@ def score_stream(
 
 def _stream(scorer: Scorer, images: Iterable, batch_size: int, on_error: str) -> Iterator[Scored]:
     batcher = _Batcher(scorer, batch_size)
-    for window in _windows(_decode_ahead(images), WINDOW_BATCHES * batch_size):
+    for window in _windows(_decode_ahead(images, scorer), WINDOW_BATCHES * batch_size):
         if on_error == "raise":
             for _, decoded in window:
                 if isinstance(decoded, Exception):
@@ -76,14 +76,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode_or_error(item: Any) -> Tensor | Exception:
+def _decode_or_error(item: Any, scorer: Scorer) -> Tensor | Exception:
     try:
-        return decode(item)
+        picture = decode(item)
+        scorer.input_size(*picture.shape[1:])  # refuses shapes that the model cannot take
+        return picture
     except Exception as error:  # whatever a broken file makes a decoder raise belongs to that file
         return error
 
 
-def _decode_ahead(items: Iterable) -> Iterator[tuple[Any, Tensor | Exception]]:
+def _decode_ahead(items: Iterable, scorer: Scorer) -> Iterator[tuple[Any, Tensor | Exception]]:
     """(item, decoded picture or error) in order, decoded by threads: Pillow releases the GIL."""
     workers = min(16, os.cpu_count() or 1)
     largest = WINDOW_PIXELS // workers  # pixels of the largest recent picture; unknown at first
@@ -91,7 +93,7 @@ def _decode_ahead(items: Iterable) -> Iterator[tuple[Any, Tensor | Exception]]:
     with ThreadPoolExecutor(workers, thread_name_prefix="tastemaker-decode") as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(_decode_or_error, item)))
+                waiting.append((item, pool.submit(_decode_or_error, item, scorer)))
                 while len(waiting) > max(workers, min(256, WINDOW_PIXELS // largest)):
                     first, future = waiting.popleft()
                     decoded = future.result()
