@@ -64,11 +64,11 @@ OUT_OF_SCOPE = (
 class Options:
     """What a user may choose; see `load_qrealign`."""
 
-    task: str = "quality"
-    prompt_style: str = "card"
-    max_pixels: int | None = None
-    video_frames: int | None = 8
-    video_max_side: int | None = 448
+    task: str
+    prompt_style: str
+    max_pixels: int | None
+    video_frames: int | None
+    video_max_side: int | None
 
     def __post_init__(self):
         for name, known in (("task", TASKS), ("prompt_style", STYLES)):
@@ -241,14 +241,14 @@ class QReAlign(Scorer):
     # --- what it is -------------------------------------------------------------------------------
 
     def checked(self) -> QReAlign:
-        """Decides, on a random picture, whether `score_tasks` may read a picture once."""
+        """Decides, on random pictures, whether `score_tasks` may read a picture once."""
         prompts = [self._prompts[task] for task in IMAGE_TASKS]
         before, after = prompts[0].before, [prompt.after for prompt in prompts]
         error = self.reader.fork_error(before, after)
         exact = error <= FORK_TOLERANCE[self.dtype.itemsize]
         self.forks = exact and all(prompt.before == before for prompt in prompts)
-        if not self.forks:
-            log.warning("score_tasks makes a full pass a question: forking is off by %.1e", error)
+        if not exact:
+            log.warning("score_tasks makes a full pass a question: forking is off by %.2g", error)
         return self
 
     @property
@@ -293,6 +293,6 @@ class QReAlign(Scorer):
             "resize": METHOD,
             "video": f"{options.video_frames} frames, longest side {options.video_max_side}",
             "fork": "yes" if self.forks else "no",
-            "kernels": kernels(self.device),
+            "kernels": kernels(self.device, self.dtype),
             "head": "float32",
         }

@@ -102,7 +102,8 @@ def load_weights(
         raise ValueError(f"{folder} lacks {EMBEDDING}")
     rows = state.pop(EMBEDDING)
     # Where the head is tied to the embedding, a checkpoint may still hold its own copy of it.
-    head = state.pop(HEAD, rows[len(words) :] if config.tie_word_embeddings else None)
+    tied = config.tie_word_embeddings or config.text_config.tie_word_embeddings
+    head = state.pop(HEAD, rows[len(words) :] if tied else None)
     if head is None:
         raise ValueError(f"{folder} lacks {HEAD}, and its config.json does not tie it")
     with torch.device("meta"):

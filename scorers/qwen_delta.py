@@ -38,19 +38,10 @@ def gated_delta_rule(
     Returns:
         Read values [B, S, heads, d_v] in v's dtype, and the memory afterwards.
     """
-    kernel = fla_kernel() if v.is_cuda else None
-    if kernel is None:
+    if not uses_fla(v.device, v.dtype):
         return in_chunks(q, k, v, g, beta, memory)
-    return kernel(
-        q,
-        k,
-        v,
-        g=g,
-        beta=beta,
-        initial_state=memory,
-        output_final_state=True,
-        use_qk_l2norm_in_kernel=True,
-    )
+    options = dict(output_final_state=True, use_qk_l2norm_in_kernel=True)
+    return fla_kernel()(q, k, v, g=g, beta=beta, initial_state=memory, **options)
 
 
 def in_chunks(
@@ -92,14 +83,26 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
+def uses_fla(device: torch.device, dtype: torch.dtype) -> bool:
+    """On GPUs, for 16-bit inputs: its products are not exact in float32, or refused."""
+    return device.type == "cuda" and dtype.itemsize == 2 and fla_kernel() is not None
+
+
+def kernels(device: torch.device, dtype: torch.dtype) -> str:
+    """What runs the rule, for the fingerprint: "torch" or "fla x.y"."""
+    return f"fla {fla_version()}" if uses_fla(device, dtype) else "torch"
+
+
 @lru_cache(maxsize=1)
 def fla_kernel() -> Callable | None:
-    """flash-linear-attention's kernel, if it is installed. Which one is used is said once."""
+    """flash-linear-attention's kernel, if it is installed; which one is used is said once."""
     try:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule as kernel
-    except Exception as error:  # also an installation that Triton or the driver breaks
-        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
-        log.info("Q-ReAlign runs faster with: pip install flash-linear-attention%s", reason)
+    except ModuleNotFoundError:
+        log.info("Q-ReAlign runs faster with: pip install flash-linear-attention")
+        return None
+    except Exception as error:  # whatever Triton or the driver raises while it is imported
+        log.warning("flash-linear-attention cannot be used: %s", error)
         return None
     log.info("Q-ReAlign uses the kernels of fla %s", fla_version())
     return kernel
@@ -112,8 +115,3 @@ def fla_version() -> str:
         except PackageNotFoundError:
             continue
     return "unknown"
-
-
-def kernels(device: torch.device) -> str:
-    """What runs the rule on a device, for the fingerprint: "torch" or "fla x.y"."""
-    return f"fla {fla_version()}" if device.type == "cuda" and fla_kernel() else "torch"

@@ -1,6 +1,9 @@
 """The pure functions under Q-ReAlign, each against a definition of its own."""
 
+import logging
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_qwen import pillow_processing
 
+from tastemaker.scorers import qwen_delta
 from tastemaker.scorers.qrealign_prompt import LEVELS, expected_level, split
-from tastemaker.scorers.qwen_delta import CHUNK, in_chunks, unit
+from tastemaker.scorers.qwen_delta import CHUNK, in_chunks, kernels, unit
 from tastemaker.scorers.qwen_pixels import smart_resize
 from tastemaker.scorers.qwen_reader import Recent, positions
 from tastemaker.scorers.qwen_vision import block_order, patchify
@@ -114,6 +118,42 @@ def test_the_rules_gradient_survives_strong_fading():
     inputs = [x.requires_grad_() for x in rule_inputs(100, 0, 1000.0)]
     out, _ = in_chunks(*inputs)
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), inputs))
+
+
+BF16, FP32, GPU, CPU = torch.bfloat16, torch.float32, torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def fresh_kernel():
+    qwen_delta.fla_kernel.cache_clear()
+    yield
+    qwen_delta.fla_kernel.cache_clear()
+
+
+def test_fla_is_used_where_it_is_installed_and_said_once(monkeypatch, caplog, fresh_kernel):
+    """Its call, states and gradients were compared with `in_chunks` in Triton's interpreter."""
+    ops = SimpleNamespace(chunk_gated_delta_rule=lambda *_: None)
+    for name in ("fla", "fla.ops", "fla.ops.gated_delta_rule"):
+        monkeypatch.setitem(sys.modules, name, ops)
+    monkeypatch.setattr(qwen_delta, "version", lambda name: "0.6.0")
+    with caplog.at_level(logging.INFO):
+        found = [kernels(device, dtype) for device in (GPU, CPU) for dtype in (BF16, FP32)]
+        assert found == ["fla 0.6.0", "torch", "torch", "torch"]
+        assert kernels(GPU, BF16) == "fla 0.6.0"
+    assert caplog.messages == ["Q-ReAlign uses the kernels of fla 0.6.0"]
+
+
+def test_a_broken_fla_is_said_and_not_used(monkeypatch, caplog, fresh_kernel):
+    monkeypatch.setitem(sys.modules, "fla", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "fla.ops", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", SimpleNamespace())
+    assert kernels(GPU, BF16) == kernels(GPU, BF16) == "torch"
+    assert len(caplog.records) == 1 and "cannot be used" in caplog.text
+
+
+def test_without_fla(monkeypatch, fresh_kernel):
+    monkeypatch.setitem(sys.modules, "fla", None)
+    assert kernels(GPU, BF16) == "torch"
 
 
 def test_expected_level():
