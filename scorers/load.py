@@ -45,17 +45,39 @@ def load_scorer(
 
     Raises:
         FileNotFoundError: no such folder, or neither cached nor downloadable.
-        ValueError: an unknown name, or a checkpoint that is damaged or of another kind.
+        ValueError: a device that is not there; a revision of what comes from no hub; a checkpoint
+            that is damaged or of another kind.
         TypeError: an option that the scorer does not have.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    common = dict(task=task, device=device, dtype=_dtype(dtype), **options)
+    common = dict(task=task, device=_device(device), dtype=_dtype(dtype), **options)
     if str(name_or_path) == "nano":
+        _no_revision(name_or_path, revision)
         from .nano import load_nano
 
         return load_nano(None, revision=None, **common)
     path, revision = _locate(name_or_path, revision)
     return _loader(path)(path, revision=revision, **common)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device; by default the GPU when there is one. Raises ValueError for one that is not there."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)  # a name of a device may be right and none be here
+    except (RuntimeError, AssertionError, ImportError):
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        others = [kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()]
+        known = ", ".join(["cpu", *gpus, *others])
+        raise ValueError(f"no device {str(device)!r} for this torch (there are: {known})") from None
+    return found
+
+
+def _no_revision(name_or_path: str | Path, revision: str | None) -> None:
+    if revision is not None:
+        raise ValueError(
+            f"revision {revision!r} is for hub checkpoints: {name_or_path} comes from no hub"
+        )
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -74,12 +96,14 @@ def _locate(name_or_path: str | Path, revision: str | None) -> tuple[Path, str |
     if name == "rali":
         from .rali import converted_folder
 
+        _no_revision(name, revision)
         return converted_folder(), None
     if name in HUB_IDS:
         return fetch(HUB_IDS[name], revision)
     path = Path(name_or_path).expanduser()
     if path.exists():
-        return path, revision
+        _no_revision(name, revision)
+        return path, None
     if (
         isinstance(name_or_path, str)
         and name.count("/") == 1

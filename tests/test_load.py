@@ -1,0 +1,36 @@
+"""What `load_scorer` is asked for, before anything is read."""
+
+import pytest
+import torch
+
+from tastemaker.scorers import load_scorer
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda", torch.device("cuda"), "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device):
+    if str(device) == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=rf"no device '{device}' .*there are: cpu") as caught:
+        load_scorer("no-such-scorer", device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_for_hub_checkpoints(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    for name in ("nano", "rali", tmp_path, str(tmp_path), tmp_path / "config.json"):
+        with pytest.raises(ValueError, match="revision 'v1' is for hub checkpoints"):
+            load_scorer(name, revision="v1", device="cpu")
+
+
+def test_a_revision_reaches_the_hub(monkeypatch):
+    asked = []
+
+    def fetch(hub_id, revision):
+        asked.append((hub_id, revision))
+        raise FileNotFoundError
+
+    monkeypatch.setattr("tastemaker.scorers.load.fetch", fetch)
+    for name in ("joyquality", "someone/their-fine-tune"):
+        with pytest.raises(FileNotFoundError):
+            load_scorer(name, revision="v1", device="cpu")
+    assert [revision for _, revision in asked] == ["v1", "v1"]
