@@ -1,9 +1,9 @@
 """Reads the one thing RALI keeps in a pickle, a fitted PCA, without running what the pickle asks for.
 
 `pca.pkl` is a scikit-learn PCA or IncrementalPCA written by joblib or by pickle. The unpickler here
-admits a closed list of names: for scikit-learn and joblib classes it puts stand-ins that only collect
-attributes, so neither package is needed; of NumPy it lets through what rebuilds plain arrays. Any
-other name, and any array of Python objects, is an error.
+admits a closed list of names and puts stand-ins of this file in the place of each, so no function of
+NumPy, scikit-learn or joblib is within a pickle's reach: NumPy's own trust what a pickle says about
+memory. Any other name, and anything but plain arrays of numbers, is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import pickle
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,52 +28,99 @@ MAGIC = {
     b"\xfd7zXZ": lzma.open,
     b"]\x00": lzma.open,
 }
+NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 
 class _Pca:
-    """Stands in for the fitted estimator: whatever was stored becomes an attribute, nothing else."""
+    """Stands in for the fitted estimator: its state is kept, nothing else."""
+
+    __slots__ = ("state",)
+
+    def build(self, state: dict[str, Any]) -> None:
+        self.state = dict(state)
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: numbers of a fixed size, in a byte order that may come later."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, align: bool = False, copy: bool = False):
+        if not isinstance(name, str) or not NUMBERS.fullmatch(name):
+            objects = isinstance(name, str) and "O" in name
+            raise ValueError("an array of Python objects" if objects else f"an array of {name!r}")
+        self.dtype = np.dtype(name)
+
+    def build(self, state: tuple) -> None:
+        # (version, byte order, ...): the rest is for objects and structures, and is not looked at.
+        order = state[1]
+        if order not in ("<", ">", "=", "|"):
+            raise ValueError(f"a byte order {order!r}")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands in for numpy.ndarray: built from its state, it holds the array."""
+
+    __slots__ = ("array",)
+
+    def build(self, state: tuple) -> None:
+        _version, shape, dtype, fortran, raw = state
+        self.array = _array(raw, dtype, shape, "F" if fortran else "C")
 
 
 class _JoblibArray:
     """Stands in for joblib's NumpyArrayWrapper: the array's bytes follow it in the file."""
 
-    def read(self, file: io.BufferedIOBase) -> np.ndarray:
-        dtype = np.dtype(self.dtype)
-        if dtype.hasobject:
-            raise ValueError("an array of Python objects")
-        if getattr(self, "numpy_array_alignment_bytes", None):
+    __slots__ = ("array", "state")
+
+    def build(self, state: dict[str, Any]) -> None:
+        self.state = dict(state)
+
+    def read(self, file: io.BufferedIOBase) -> None:
+        shape, dtype = self.state["shape"], self.state["dtype"]
+        if self.state.get("numpy_array_alignment_bytes"):
             file.read(file.read(1)[0])  # padding, and its length before it
-        count = int(np.prod(self.shape, dtype=np.int64))
-        if not 0 <= count * dtype.itemsize <= MAX_BYTES:
-            raise ValueError(f"an array of shape {self.shape}")
-        raw = file.read(count * dtype.itemsize)
-        array = np.frombuffer(raw, dtype=dtype, count=count)
-        if self.order == "F":
-            return array.reshape(tuple(self.shape)[::-1]).transpose()
-        return array.reshape(self.shape)
+        raw = file.read(_byte_count(dtype, shape))
+        self.array = _array(raw, dtype, shape, self.state["order"])
 
 
-def _admitted() -> dict[tuple[str, str], Any]:
-    """(module, name) to what takes its place. Nothing else is ever looked up or imported."""
-    core = getattr(np, "_core", None) or np.core
-    names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("joblib.numpy_pickle", "NumpyArrayWrapper"): _JoblibArray,
-        ("_codecs", "encode"): _encode_latin1,
-    }
-    for module in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-        names[f"{module}.multiarray", "_reconstruct"] = core.multiarray._reconstruct
-        names[f"{module}.multiarray", "scalar"] = core.multiarray.scalar
-        names[f"{module}.numeric", "_frombuffer"] = core.numeric._frombuffer
-    for module, name in (
-        ("sklearn.decomposition._pca", "PCA"),
-        ("sklearn.decomposition.pca", "PCA"),
-        ("sklearn.decomposition._incremental_pca", "IncrementalPCA"),
-        ("sklearn.decomposition.incremental_pca", "IncrementalPCA"),
-    ):
-        names[module, name] = _Pca
-    return names
+STAND_INS = (_Pca, _Dtype, _Array, _JoblibArray)
+
+
+def _byte_count(dtype: _Dtype, shape: tuple[int, ...]) -> int:
+    if type(dtype) is not _Dtype:
+        raise ValueError("an array without a type of numbers")
+    if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array of shape {shape!r}")
+    count = math.prod(shape) * dtype.dtype.itemsize
+    if count > MAX_BYTES:
+        raise ValueError(f"an array of shape {shape}")
+    return count
+
+
+def _array(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """The array of `shape` whose bytes `raw` are, all of them and no more."""
+    if not isinstance(raw, (bytes, bytearray)):
+        raise ValueError("an array of Python objects")
+    if len(raw) != _byte_count(dtype, shape):
+        raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
+    flat = np.frombuffer(bytes(raw), dtype=dtype.dtype)
+    return flat.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _reconstruct(_kind: Any, _shape: Any, _type: Any) -> _Array:
+    return _Array()  # empty until its state is built
+
+
+def _frombuffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    found = _Array()
+    found.array = _array(raw, dtype, shape, order)
+    return found
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> float | int | bool:
+    return _array(raw, dtype, (), "C").item()
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
@@ -81,25 +130,48 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+# (module, name) to what takes its place. Nothing else is ever looked up or imported.
+ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # before NumPy 2
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # since NumPy 2
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+    ("joblib.numpy_pickle", "NumpyArrayWrapper"): _JoblibArray,
+    ("_codecs", "encode"): _encode_latin1,
+    ("sklearn.decomposition._pca", "PCA"): _Pca,
+    ("sklearn.decomposition.pca", "PCA"): _Pca,
+    ("sklearn.decomposition._incremental_pca", "IncrementalPCA"): _Pca,
+    ("sklearn.decomposition.incremental_pca", "IncrementalPCA"): _Pca,
+}
+
+
 class _Unpickler(pickle._Unpickler):
-    """The pure-Python unpickler: joblib's arrays lie between its opcodes, so `load_build` is hooked."""
+    """The pure-Python unpickler: joblib's arrays lie between its opcodes, so BUILD is our own."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file, encoding="ASCII")
-        self._file, self._names = file, _admitted()
+        self._file = file
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._names[module, name]
+            return ADMITTED[module, name]
         except KeyError:
             raise ValueError(f"it asks for {module}.{name}") from None
 
     def load_build(self) -> None:
-        super().load_build()
-        if isinstance(self.stack[-1], _JoblibArray):
-            self.stack[-1] = self.stack[-1].read(self._file)
+        # pickle's own would set attributes of anything, of the functions and classes here too.
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) not in STAND_INS:
+            raise ValueError(f"a state for {type(target).__name__}")
+        target.build(state)
+        if type(target) is _JoblibArray:
+            target.read(self._file)
 
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -120,12 +192,12 @@ def read_pca(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"not a PCA that may be read: {path} ({reason[:200]})") from None
     if not isinstance(fitted, _Pca):
         raise ValueError(f"not a PCA: {path}")
-    state = vars(fitted)
+    state = getattr(fitted, "state", {})
+    found = {k: getattr(state.get(k), "array", None) for k in ("mean_", "components_", "var_")}
+    arrays = {k: np.array(v, dtype=np.float64) for k, v in found.items() if v is not None}
     for name in ("mean_", "components_"):
-        if not isinstance(state.get(name), np.ndarray) or not state[name].size:
+        if name not in arrays or not arrays[name].size:
             raise ValueError(f"{path} has no {name}: the PCA was not fitted")
-    wanted = ("mean_", "components_", "var_")
-    arrays = {k: np.asarray(state[k], dtype=np.float64) for k in wanted if k in state}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError(f"{path} has values that are not finite")
     return arrays

@@ -101,6 +101,77 @@ def test_arrays_of_objects_are_refused(fitted, tmp_path):
         read_pca(tmp_path / "a.pkl")
 
 
+def _text(text: str) -> bytes:
+    return b"X" + len(text).to_bytes(4, "little") + text.encode()
+
+
+# dtype("O8") whose state says that it holds no objects, so that bytes would be taken for pointers.
+LYING_DTYPE = b"cnumpy\ndtype\n" + _text("O8") + b"\x89\x88\x87R(K\x03" + _text("|")
+LYING_DTYPE += b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+POINTERS = b"C\x20" + b"A" * 32
+CRASHES = {
+    "state": b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    b"(K\x01K\x04\x85" + LYING_DTYPE + b"\x89" + POINTERS + b"tb",
+    "buffer": b"cnumpy.core.numeric\n_frombuffer\n("
+    + (POINTERS + LYING_DTYPE + b"K\x04\x85" + _text("C") + b"tR"),
+    "scalar": b"cnumpy.core.multiarray\nscalar\n" + LYING_DTYPE + b"C\x08AAAAAAAA\x86R",
+}
+
+
+@pytest.mark.parametrize("how", CRASHES)
+def test_objects_disguised_as_numbers_are_refused(how, tmp_path):
+    """NumPy's own unpickling follows the made-up pointers and takes the process down."""
+    mean, components = (_text(name) + CRASHES[how] for name in ("mean_", "components_"))
+    pca = b"\x80\x03csklearn.decomposition._pca\nPCA\n)\x81}(" + mean + components + b"ub."
+    (tmp_path / "pca.pkl").write_bytes(pca)
+    with pytest.raises(ValueError, match="array of Python objects"):
+        read_pca(tmp_path / "pca.pkl")
+
+
+def _build(target: bytes, state: bytes) -> bytes:
+    return b"\x80\x03" + target + state + b"b."
+
+
+@pytest.mark.parametrize(
+    "pickled, reason",
+    [
+        (_build(b"cnumpy\ndtype\n", b"N}" + _text("dtype") + b"K\x01s\x86"), "a state for type"),
+        (_build(b"c_codecs\nencode\n", b"}" + _text("a") + b"K\x01s"), "a state for function"),
+        (
+            _build(b"cnumpy\ndtype\n" + _text("f8") + b"\x85R", b"K\x03" + _text("x") + b"\x86"),
+            "order",
+        ),
+        (b"\x80\x03cnumpy\ndtype\n" + _text("V9") + b"\x85R.", "an array of 'V9'"),
+        (b"\x80\x03cnumpy\ndtype\n" + _text("f8,O") + b"\x85R.", "Python objects"),
+    ],
+)
+def test_states_and_types_that_no_pca_has_are_refused(pickled, reason, tmp_path):
+    (tmp_path / "pca.pkl").write_bytes(pickled)
+    with pytest.raises(ValueError, match=rf"may be read: .*{reason}"):
+        read_pca(tmp_path / "pca.pkl")
+
+
+@pytest.mark.parametrize("shape", [(3,), (5,), (-4,), (1 << 62, 1 << 62), (2.0, 2), 4])
+def test_an_array_that_is_not_its_bytes_is_refused(shape, tmp_path):
+    array = np.arange(4.0)
+    state = (1, shape, array.dtype, False, array.tobytes())
+    hostile = Hostile(array.__reduce__()[0], np.ndarray, (0,), b"b")
+    hostile.__class__ = type("H", (Hostile,), {"__reduce__": lambda s: (s.call, s.args, state)})
+    (tmp_path / "pca.pkl").write_bytes(pickle.dumps(hostile))
+    with pytest.raises(ValueError, match="an array of shape"):
+        read_pca(tmp_path / "pca.pkl")
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", ">i2", "u1", "?", "<f2"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_numbers_of_every_kind(dtype, protocol, tmp_path):
+    pca = PCA(2).fit(np.random.default_rng(0).normal(size=(9, 4)))
+    pca.mean_ = np.array([1, 0, 1, 0]).astype(dtype)
+    pca.components_ = np.asfortranarray(np.arange(8).reshape(2, 4)).astype(dtype)
+    (tmp_path / "pca.pkl").write_bytes(pickle.dumps(pca, protocol))
+    same(tmp_path / "pca.pkl", pca)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 30, 0.5, 0.95])
 @pytest.mark.parametrize("compress", [0, 3, "xz"])
 def test_truncated(fitted, compress, keep, tmp_path):
