@@ -57,7 +57,7 @@ def score_stream(
 
 
 def _stream(scorer: Scorer, images: Iterable, batch_size: int, on_error: str) -> Iterator[Scored]:
-    batcher = _Batcher(scorer, batch_size)
+    batcher = _Batcher(scorer, batch_size, on_error)
     for window in _windows(_decode_ahead(images, scorer), WINDOW_BATCHES * batch_size):
         if on_error == "raise":
             for _, decoded in window:
@@ -69,7 +69,7 @@ def _stream(scorer: Scorer, images: Iterable, batch_size: int, on_error: str) ->
             if isinstance(decoded, Exception):
                 yield Scored(item, float("nan"), _one_line(decoded))
             else:
-                yield Scored(item, next(scores))
+                yield Scored(item, *next(scores))
 
 
 def _one_line(error: Exception) -> str:
@@ -121,31 +121,37 @@ def _windows(stream: Iterator, count: int) -> Iterator[list]:
 
 
 class _Batcher:
-    """Scores pictures of mixed sizes in batches, halving the batch when memory runs out."""
+    """Scores pictures of mixed sizes in batches, halving the batch when memory runs out.
 
-    def __init__(self, scorer: Scorer, batch_size: int):
-        self.scorer, self.batch_size = scorer, batch_size
+    A single picture that does not fit raises, or with `on_error` "nan" is that picture's error.
+    """
 
-    def score(self, pictures: list[Tensor]) -> list[float]:
-        """Pictures [3, H, W], uint8 or floating point, to scores in the same order."""
+    def __init__(self, scorer: Scorer, batch_size: int, on_error: str):
+        self.scorer, self.batch_size, self.on_error = scorer, batch_size, on_error
+
+    def score(self, pictures: list[Tensor]) -> list[tuple[float, str | None]]:
+        """Pictures [3, H, W], uint8 or floating point, to (score, error) in the same order."""
         order: list[int] = []
+        errors: dict[int, str] = {}
         values: list[Tensor] = []
         with torch.inference_mode():
             for indices in self._groups(pictures):
                 while indices:
                     chunk = indices[: self.batch_size]
                     scores = self._try([pictures[i] for i in chunk])
-                    if scores is None:
+                    if isinstance(scores, str) and len(chunk) > 1:
                         self.batch_size = len(chunk) // 2
                         continue
-                    order += chunk
-                    values.append(scores)
+                    if isinstance(scores, str):
+                        errors[chunk[0]] = scores
+                    else:
+                        order += chunk
+                        values.append(scores)
                     indices = indices[len(chunk) :]
             # One copy to the host for the whole window, so that the device never waits in between.
             flat = torch.cat(values).cpu() if values else torch.zeros(0)
-        result = torch.empty_like(flat)
-        result[torch.tensor(order, dtype=torch.long)] = flat
-        return result.tolist()
+        result = dict(zip(order, flat.tolist(), strict=True))
+        return [(result.get(i, float("nan")), errors.get(i)) for i in range(len(pictures))]
 
     def _groups(self, pictures: list[Tensor]) -> list[list[int]]:
         """Indices of pictures whose model input has one shape, those of one source size adjacent."""
@@ -156,16 +162,18 @@ class _Batcher:
             indices.sort(key=lambda i: (tuple(pictures[i].shape), str(pictures[i].dtype)))
         return list(groups.values())
 
-    def _try(self, pictures: list[Tensor]) -> Tensor | None:
-        """Scores of one batch, or None when memory ran out and a smaller batch may fit."""
+    def _try(self, pictures: list[Tensor]) -> Tensor | str:
+        """Scores of one batch, or what was said when memory ran out."""
         try:
             return self.scorer.score_runs(self._on_device(run) for run in _runs(pictures))
         except (RuntimeError, MemoryError) as error:
-            if len(pictures) == 1 or not _out_of_memory(error):
+            alone = len(pictures) == 1 and self.on_error == "raise"
+            if alone or not out_of_memory(error):
                 raise
+            message = _one_line(error)
         if torch.cuda.is_available():  # outside the handler: the traceback holds the failed batch
             torch.cuda.empty_cache()
-        return None
+        return message
 
     def _on_device(self, pictures: list[Tensor]) -> Tensor:
         stacked = torch.stack(pictures)
@@ -186,7 +194,8 @@ def _runs(pictures: list[Tensor]) -> list[list[Tensor]]:
     return runs
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out, on whatever device."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     # On the CPU, torch raises a plain RuntimeError from its allocator.

@@ -109,9 +109,36 @@ def test_memory_too_small_for_one_image_is_an_error():
         scorer.score([flat(0.5)])
 
 
-def test_other_errors_are_not_taken_for_memory():
+class LargeFails(Brightness):
+    """Pictures of over 30 pixels run out of memory, alone or with others."""
+
+    def score_prepared(self, x):
+        if x[0, 0].numel() > 30:
+            raise RuntimeError(CPU_MESSAGE)
+        return super().score_prepared(x)
+
+
+def test_a_picture_too_large_for_the_memory_is_its_own_error_and_the_rest_goes_on():
+    pictures = [flat(0.1), flat(0.2, 6, 6), flat(0.3), flat(0.4, 6, 6), flat(0.5, 5, 5)]
+    results = list(LargeFails().score_iter(pictures, batch_size=2))
+    assert [result.error for result in results] == [None, CPU_MESSAGE, None, CPU_MESSAGE, None]
+    scores = LargeFails().score(pictures, on_error="nan")
+    expected = torch.tensor([0.1, float("nan"), 0.3, float("nan"), 0.5])
+    torch.testing.assert_close(scores, expected, equal_nan=True)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        LargeFails().score(pictures)
+
+
+def test_all_too_large_for_the_memory():
+    results = list(LargeFails().score_iter([flat(0.2, 6, 6)] * 3))
+    assert [result.error for result in results] == [CPU_MESSAGE] * 3
+
+
+@pytest.mark.parametrize("on_error", ["raise", "nan"])
+def test_other_errors_are_not_taken_for_memory(on_error):
     with pytest.raises(RuntimeError, match="shape"):
-        OutOfMemory(0, RuntimeError("shape mismatch")).score([flat(0.5)] * 4)
+        scorer = OutOfMemory(0, RuntimeError("shape mismatch"))
+        scorer.score([flat(0.5)] * 4, on_error=on_error)
 
 
 def test_stream_is_lazy_and_holds_few_pictures():
