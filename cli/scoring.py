@@ -11,9 +11,12 @@ from itertools import chain
 from pathlib import Path
 
 import click
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..scorers import Scored, Scorer, ScorerCard
+from ..scorers.stream import out_of_memory
 from ..scorers.video import is_video, read_video
 from . import one_line
 from .export import read_table
@@ -122,14 +125,27 @@ def _score_missing(scorer: Scorer, journal: Journal, count: int, batch_size: int
 def _score_videos(scorer: Scorer, entries: Iterable[Entry]) -> Iterator[Scored]:
     for entry in entries:
         try:
-            frames = read_video(entry.path)[None].to(scorer.device).float() / 255
+            frames = read_video(entry.path)[None]
         except ImportError as error:
             click.echo(f"Warning: videos are not scored: {one_line(error)}", err=True)
             return  # not recorded: they are scored as soon as PyAV is there
         except (ValueError, OSError) as error:
             yield Scored(entry, float("nan"), one_line(error))
         else:
-            yield Scored(entry, float(scorer.score_video(frames)))
+            yield _score_video(scorer, entry, frames)
+
+
+def _score_video(scorer: Scorer, entry: Entry, frames: Tensor) -> Scored:
+    """The score of one video's frames, uint8 [1, T, 3, H, W], or its error."""
+    try:
+        return Scored(entry, float(scorer.score_video(frames.to(scorer.device))))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, ValueError) and not out_of_memory(error):
+            raise  # nothing of this one video: it would happen to all
+        message = one_line(error)
+    if torch.cuda.is_available():  # outside the handler: the traceback holds what was made so far
+        torch.cuda.empty_cache()
+    return Scored(entry, float("nan"), message)
 
 
 def _existing(source: Path, paths: Sequence[str], exclude: Iterable[Path]) -> Scores:

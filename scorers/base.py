@@ -155,10 +155,24 @@ class Scorer(nn.Module):
         return self.score_prepared(self.prepare(working_precision(images)))
 
     def score_video(self, frames: Tensor) -> Tensor:
-        """Scores videos [B, T, 3, H, W] -> [B] float32: the mean of the frames' scores."""
-        if frames.ndim != 5:
+        """Scores videos [B, T, 3, H, W] -> [B] float32: the mean of the frames' scores.
+
+        Args:
+            frames: uint8, prepared exactly as files are; or floating point in [0, 1], differentiable.
+
+        Raises:
+            ValueError, TypeError: as a call; a video without frames is a ValueError too.
+        """
+        if frames.ndim != 5 or frames.shape[2] != 3 or 0 in frames.shape[1:]:
             raise ValueError(f"frames must be [B, T, 3, H, W], got {list(frames.shape)}")
-        return self(frames.flatten(0, 1)).reshape(frames.shape[:2]).mean(1)
+        if frames.device != self.device:
+            raise ValueError(f"frames are on {frames.device}, the scorer on {self.device}")
+        if not len(frames):
+            return torch.zeros(0, device=frames.device)
+        flat = frames.flatten(0, 1)
+        eight_bit = flat.dtype == torch.uint8
+        scores = self.score_prepared(self.prepare(flat)) if eight_bit else self(flat)
+        return scores.reshape(frames.shape[:2]).mean(1)
 
     def score(
         self,

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_tools import ROOT, Cli, flat_picture, staircase
+from stub import Brightness
 
 from tastemaker.cli import COMMANDS
 from tastemaker.cli.export import COLUMNS, export_rows, read_table, write_table
@@ -136,13 +138,21 @@ def test_lists_and_standard_input(run, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
     """Ten frames, each of one grey: 100, 102... 118."""
+    return written_video(tmp_path_factory.mktemp("video") / "v.mkv", 64)
+
+
+@pytest.fixture(scope="module")
+def small_video(tmp_path_factory) -> Path:
+    return written_video(tmp_path_factory.mktemp("video") / "v.mkv", 32)
+
+
+def written_video(path: Path, width: int) -> Path:
     av = pytest.importorskip("av")
-    path = tmp_path_factory.mktemp("video") / "v.mkv"
     with av.open(path, "w") as container:
         stream = container.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        stream.width, stream.height, stream.pix_fmt = width, 48, "yuv444p"
         for i in range(10):
-            frame = np.full((48, 64, 3), 100 + 2 * i, np.uint8)
+            frame = np.full((48, width, 3), 100 + 2 * i, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -157,6 +167,41 @@ def test_videos_are_scored_among_pictures(run, tmp_path, video):
     assert list(rows) == ["0.png", "0v.mkv", "1.png", "cut.mp4"]
     assert rows["0v.mkv"]["score"] == pytest.approx(109 / 255, abs=0.01)
     assert rows["cut.mp4"]["score"] is None and "cut.mp4" in rows["cut.mp4"]["error"]
+
+
+class Picky(Brightness):
+    """Takes 8-bit frames only, and fails on small ones."""
+
+    error: Exception = ValueError("frames too small")
+
+    def score_video(self, frames):
+        assert frames.dtype == torch.uint8 and frames.ndim == 5
+        if frames.shape[-1] < 64:
+            raise self.error
+        return super().score_video(frames)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("frames too\nsmall"), torch.cuda.OutOfMemoryError("frames too small")]
+)
+def test_a_video_that_cannot_be_scored_is_an_error_of_its_own(
+    monkeypatch, tmp_path, video, small_video, error
+):
+    run = Cli(monkeypatch, tmp_path / "home", Picky)
+    monkeypatch.setattr(Picky, "error", error)
+    for name, source in [("a.mkv", small_video), ("b.mkv", video)]:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(source.read_bytes())
+    run("score", tmp_path / "in", "--export", tmp_path / "s.jsonl")
+    bad, good = read_table(tmp_path / "s.jsonl")
+    assert bad["score"] is None and bad["error"] == "frames too small"
+    assert good["score"] == pytest.approx(109 / 255, abs=0.01)
+
+
+def test_other_errors_of_videos_end_the_run(monkeypatch, tmp_path, small_video):
+    run = Cli(monkeypatch, tmp_path / "home", Picky)
+    monkeypatch.setattr(Picky, "error", RuntimeError("shape mismatch"))
+    assert run.error("score", small_video) == "shape mismatch"
 
 
 def test_without_pyav_pictures_are_scored_and_videos_stay_unknown(

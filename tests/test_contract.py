@@ -52,6 +52,23 @@ def test_video_is_the_mean_of_its_frames():
         Brightness().score_video(frames[0])
 
 
+def test_8_bit_frames_are_prepared_as_files_are():
+    scorer = Brightness(size=(3, 3))
+    frames = torch.randint(0, 256, (2, 5, 3, 7, 8), dtype=torch.uint8)
+    expected = scorer.score(list(frames.flatten(0, 1))).reshape(2, 5).mean(1)
+    assert torch.equal(scorer.score_video(frames), expected)
+    assert scorer.score_video(frames[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_bad_frames_are_named_in_one_line(dtype):
+    for shape in [(1, 0, 3, 4, 4), (1, 2, 4, 4, 4), (1, 2, 3, 0, 4)]:
+        with pytest.raises(ValueError, match=r"frames must be \[B, T, 3, H, W\], got"):
+            Brightness().score_video(torch.zeros(shape, dtype=dtype))
+    with pytest.raises(ValueError, match="frames are on meta, the scorer on cpu"):
+        Brightness().score_video(torch.zeros(1, 2, 3, 4, 4, dtype=dtype, device="meta"))
+
+
 def test_a_scorer_stays_in_evaluation_mode():
     assert not Brightness().train().training
 

@@ -98,6 +98,9 @@ def test_video_is_combined_from_the_members():
     frames = torch.rand(2, 3, 3, 8, 8)
     expected = by_hand(Brightness().score_video(frames), Contrast().score_video(frames))
     torch.testing.assert_close(ensemble().score_video(frames), expected)
+    bytes_ = (frames * 255).byte()
+    by_members = by_hand(Brightness().score_video(bytes_), Contrast().score_video(bytes_))
+    torch.testing.assert_close(ensemble().score_video(bytes_), by_members)
 
 
 def test_card_speaks_for_the_members():
