@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 SHOWN_FAILURES = 5
+SHOWN_STRANGERS = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Rule:
 @click.option("--kept", type=FOLDER, help="Folder for what is kept; without it, it stays.")
 @click.option("--rejected", type=FOLDER, help="Folder for the rest; without it, it stays.")
 @click.option(
+    "--reject-unscored", is_flag=True, help="Reject what has no score too; without it, it stays."
+)
+@click.option(
     "--with-sidecars", is_flag=True, help="Take files of the same stem along: captions..."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -62,6 +67,7 @@ def command(
     action: str,
     kept: Path | None,
     rejected: Path | None,
+    reject_unscored: bool,
     with_sidecars: bool,
     dry_run: bool,
     resume: Path | None,
@@ -71,18 +77,23 @@ def command(
     """Keep the best pictures.
 
     Scores come from the journal where it has them, or from --scores FILE; the rest are made now.
-    Pictures without a score are rejected. No file is ever overwritten: a second a.png becomes
-    a-2.png. An interrupted run can be repeated as it was given.
+    Pictures without a score (unreadable, not in FILE...) are neither kept nor rejected: they stay
+    where they are. No file is ever overwritten: a second a.png becomes a-2.png. An interrupted run
+    can be repeated as it was given.
     """
     if resume or undo:
-        return _replay(resume, undo)
+        return _replay(resume, undo, dry_run)
     rule = Rule(**rule)
     _check(source, rule, action, kept, rejected)
     folders = [folder for folder in (kept, rejected) if folder]
-    asked = _description(source, options, rule, kept, rejected, with_sidecars)
+    asked = _description(source, options, rule, kept, rejected, with_sidecars, reject_unscored)
     if action == "move" and not dry_run and _finish_interrupted(asked):
         return
-    keep, reject = _select(source, options, rule, folders, in_order=action != "print")
+    keep, reject, unscored = _select(source, options, rule, folders, in_order=action != "print")
+    if unscored:
+        fate = "rejected" if reject_unscored else "left where they are"
+        click.echo(f"{len(unscored)} without a score, {fate}", err=True)
+    reject += unscored if reject_unscored else []
     click.echo(f"{len(keep)} kept, {len(reject)} rejected", err=True)
     if action == "print":
         for path in keep:
@@ -113,10 +124,10 @@ def _check(
 
 def _select(
     source: SourceOptions, options: ScorerOptions, rule: Rule, exclude: list[Path], in_order: bool
-) -> tuple[list[Path], list[Path]]:
-    """Kept and rejected paths: best first, or `in_order` of the PATHS."""
+) -> tuple[list[Path], list[Path], list[Path]]:
+    """Paths kept, rejected and without a score: best first, or `in_order` of the PATHS."""
     if rule.listed:
-        return _by_list(source, rule.listed, exclude)
+        return *_by_list(source, rule.listed, exclude), []
     from .. import ranking
     from .scoring import scores_for
 
@@ -128,10 +139,10 @@ def _select(
         selection = ranking.top_k(scores.values, rule.top_k, order)
     else:
         selection = ranking.top_fraction(scores.values, rule.top_fraction, order)
-    unscored = sum(row.score != row.score for row in scores.rows)
-    if unscored:
-        click.echo(f"{unscored} without a score, rejected", err=True)
-    return tuple([scores.rows[i].path for i in side.tolist()] for side in selection)
+    keep, reject = ([scores.rows[i] for i in side.tolist()] for side in selection)
+    scored = [row.path for row in reject if not math.isnan(row.score)]
+    unscored = [row.path for row in reject if math.isnan(row.score)]
+    return [row.path for row in keep], scored, unscored
 
 
 def _by_list(
@@ -143,8 +154,10 @@ def _by_list(
     if not source.paths:
         return list(wanted), []
     found = dict.fromkeys(expand(source.paths, exclude))
-    if strangers := len(wanted.keys() - found.keys()):
-        click.echo(f"{strangers} of {listed} are not among the PATHS", err=True)
+    if strangers := [path for path in wanted if path not in found]:
+        named = ", ".join(map(click.format_filename, strangers[:SHOWN_STRANGERS]))
+        rest = "..." if len(strangers) > SHOWN_STRANGERS else ""
+        raise ValueError(f"{len(strangers)} of {listed} are not among the PATHS: {named}{rest}")
     return [p for p in found if p in wanted], [p for p in found if p not in wanted]
 
 
@@ -171,8 +184,7 @@ def _transfer(steps: list[Step], action: str, dry_run: bool, asked: dict) -> Non
     from .transfer import ACTS, perform
 
     if dry_run:
-        for source, target in steps:
-            click.echo(os.fsencode(f"{source} -> {target}"))
+        _print(steps)
     elif action != "move":
         _run(perform(steps, ACTS[action]), len(steps))
     elif steps:
@@ -182,6 +194,11 @@ def _transfer(steps: list[Step], action: str, dry_run: bool, asked: dict) -> Non
         finally:  # also when some files failed, or the user stops it
             done = finished(log)
             click.echo(f"to undo: tastemaker filter --undo {done if done.exists() else log}")
+
+
+def _print(steps: Iterable[Step]) -> None:
+    for source, target in steps:
+        click.echo(os.fsencode(f"{source} -> {target}"))
 
 
 def _run(results: Iterable[Failure | None], total: int) -> None:
@@ -205,20 +222,23 @@ def _finish_interrupted(asked: dict) -> bool:
                 f"another move was interrupted: `tastemaker filter --resume {log}` finishes it, "
                 f"--undo {log} takes it back"
             )
-        _replay(log, None)
+        _replay(log, None, dry_run=False)
         return True
     return False
 
 
-def _replay(resume: Path | None, undo: Path | None) -> None:
+def _replay(resume: Path | None, undo: Path | None, dry_run: bool) -> None:
     from . import moves
 
     if resume and undo:
         raise click.UsageError("give one of --resume and --undo")
     log = resume or undo
-    count = len(moves.read_log(log)[1])
-    _run(moves.carry_out(log) if resume else moves.undo(log), count)
-    click.echo(f"{'moved' if resume else 'moved back'}: {count} files")
+    steps = moves.read_log(log)[1]
+    if dry_run:
+        steps = steps if resume else moves.back(steps)
+        return _print(step for step in steps if os.path.lexists(step.source))
+    _run(moves.carry_out(log) if resume else moves.undo(log), len(steps))
+    click.echo(f"{'moved' if resume else 'moved back'}: {len(steps)} files")
 
 
 def _description(

@@ -55,10 +55,14 @@ def carry_out(log: Path) -> Iterator[Failure | None]:
 
 def undo(log: Path) -> Iterator[Failure | None]:
     """Moves back what the log says and is not back yet, last first."""
-    steps = [Step(target, source) for source, target in reversed(read_log(log)[1])]
-    yield from perform(steps, move)
+    yield from perform(back(read_log(log)[1]), move)
     if log.name.endswith(_UNFINISHED):
         os.replace(log, finished(log))
+
+
+def back(steps: Sequence[Step]) -> list[Step]:
+    """What takes moves back, last first."""
+    return [Step(target, source) for source, target in reversed(steps)]
 
 
 def finished(log: Path) -> Path:

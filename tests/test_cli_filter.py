@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,37 @@ def test_existing_scores_are_enough(run, tmp_path):
     assert len(run.loaded) == 1
 
 
-def test_what_has_no_score_is_rejected(run, tmp_path):
+@pytest.mark.parametrize("rule", [["--threshold", 0.9], ["--top-k", 1], ["--top-fraction", 0.3]])
+def test_what_has_no_score_stays_where_it_is(run, tmp_path, rule):
     staircase(tmp_path / "in", 2)
     (tmp_path / "in/broken.png").write_bytes(b"x")
-    result = run("filter", tmp_path / "in", "--top-fraction", 1, "--action", "move",
-                 "--rejected", tmp_path / "bad")  # fmt: skip
-    assert "1 without a score, rejected" in result.stderr
-    assert names(tmp_path / "bad") == ["broken.png"]
-    assert names(tmp_path / "in") == ["0.png", "1.png"]
+    command = ["filter", tmp_path / "in", *rule, "--action", "copy",
+               "--kept", tmp_path / "k", "--rejected", tmp_path / "r"]  # fmt: skip
+    result = run(*command)
+    assert "1 without a score, left where they are" in result.stderr
+    assert "1 kept, 1 rejected" in result.stderr
+    assert (names(tmp_path / "k"), names(tmp_path / "r")) == (["1.png"], ["0.png"])
+    result = run(*command, "--reject-unscored")
+    assert "1 without a score, rejected" in result.stderr and "1 kept, 2 rejected" in result.stderr
+    assert names(tmp_path / "r") == ["0.png", "broken.png"]
+
+
+def test_what_a_file_of_scores_does_not_know_stays_where_it_is(run, tmp_path):
+    paths = staircase(tmp_path / "in", 3)
+    table = tmp_path / "s.csv"
+    run("score", *paths[:2], "--export", table)
+    result = run("filter", tmp_path / "in", "--scores", table, "--top-k", 1, "--action", "move",
+                 "--rejected", tmp_path / "r")  # fmt: skip
+    assert "1 without a score, left where they are" in result.stderr
+    assert names(tmp_path / "r") == ["0.png"] and names(tmp_path / "in") == ["1.png", "2.png"]
+
+
+def test_videos_that_cannot_be_read_here_stay_where_they_are(run, tmp_path, monkeypatch):
+    staircase(tmp_path / "in", 2)
+    (tmp_path / "in/v.mp4").write_bytes(b"a video")
+    monkeypatch.setitem(sys.modules, "av", None)
+    run("filter", tmp_path / "in", "--top-k", 1, "--action", "move", "--rejected", tmp_path / "r")
+    assert names(tmp_path / "r") == ["0.png"] and names(tmp_path / "in") == ["1.png", "v.mp4"]
 
 
 def test_a_list_made_by_hand(run, tmp_path):
@@ -78,9 +102,23 @@ def test_a_list_made_by_hand(run, tmp_path):
     assert "2 kept, 3 rejected" in result.stderr
     assert names(tmp_path / "k") == ["0.png", "3.png"]
     assert names(tmp_path / "r") == ["1.png", "2.png", "4.png"]
-    picked.write_text(f"{paths[3]}\n{tmp_path / 'strange.png'}\n")
-    assert "1 of " in run("filter", tmp_path / "in", "--list", picked).stderr
     assert run.loaded == []  # a list needs no scorer
+
+
+def test_a_list_that_names_others_moves_nothing(run, tmp_path):
+    paths = staircase(tmp_path / "in")
+    before = tree(tmp_path / "in")
+    listed = tmp_path / "list.txt"
+    others = [tmp_path / f"other{i}.png" for i in range(5)]
+    command = ["filter", tmp_path / "in", "--list", listed, "--action", "move",
+               "--rejected", tmp_path / "r"]  # fmt: skip
+    listed.write_text("\n".join(map(str, [paths[3], *others])))
+    line = run.error(*command)
+    assert line.endswith(f"are not among the PATHS: {others[0]}, {others[1]}, {others[2]}...")
+    assert line.startswith("5 of ")
+    listed.write_text(f"{others[4]}\n{paths[0]}\n")
+    assert run.error(*command).endswith(f"1 of {listed} are not among the PATHS: {others[4]}")
+    assert tree(tmp_path / "in") == before and not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("action", ["link", "hardlink", "copy", "move"])
@@ -237,6 +275,21 @@ def test_options_that_do_not_go_together(run, tmp_path):
     both = ["--undo", tmp_path / "0.png", "--resume", tmp_path / "0.png"]
     assert "one of --resume and --undo" in run.usage_error("filter", *both)
     assert run.loaded == []
+
+
+def test_undo_and_resume_can_be_tried_dry(run, tmp_path, monkeypatch):
+    staircase(tmp_path / "in", 3)
+    command = ["filter", tmp_path / "in", "--top-k", 0, "--action", "move",
+               "--rejected", tmp_path / "r"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        run(*command, code=1)
+    before, log = tree(tmp_path), moves.unfinished()[0]
+    there = [f"{tmp_path / 'in' / name} -> {tmp_path / 'r' / name}" for name in ("1.png", "2.png")]
+    assert run("filter", "--resume", log, "--dry-run").stdout.splitlines() == there
+    back = f"{tmp_path / 'r' / '0.png'} -> {tmp_path / 'in' / '0.png'}"
+    assert run("filter", "--undo", log, "--dry-run").stdout.splitlines() == [back]
+    assert tree(tmp_path) == before and moves.unfinished() == [log]
 
 
 def interrupt_after(monkeypatch, count: int) -> None:
