@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,29 +25,35 @@ def fetch(hub_id: str, revision: str | None = None) -> tuple[Path, str]:
     """The local folder of a hub checkpoint and its commit, downloaded if need be (with progress bars).
 
     Without `revision`, the commit that is already in the cache stays the one in use: a checkpoint
-    never changes under a script. Honours HF_HUB_OFFLINE, HF_HOME and the standard cache.
+    never changes under a script. A download that was cut off is resumed. Honours HF_HUB_OFFLINE,
+    HF_HOME and the standard cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     def snapshot(**how: Any) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, **how))
 
     try:
         folder = snapshot(local_files_only=True)
-        if not any(folder.glob("*.safetensors")):  # a download that was cut off
-            folder = snapshot()
-    except LocalEntryNotFoundError:
-        try:
-            folder = snapshot()
-        except Exception as error:
-            raise FileNotFoundError(
-                f"{hub_id} is neither in the hub cache nor can it be downloaded "
-                f"({' '.join(str(error).split())[:200]}); a local folder can be given instead"
-            ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{hub_id} has no .safetensors; pickled weights are not loaded")
+        weight_files(folder)
+        return folder, folder.name
+    except FileNotFoundError:  # not in the cache, or only the part before a download was cut off
+        pass
+    try:
+        folder = snapshot()
+        weight_files(folder)  # without a network the hub's client returns the part as it is
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{hub_id} is neither in the hub cache nor can it be downloaded "
+            f"({' '.join(str(error).split())[:200]}); a local folder can be given instead"
+        ) from error
     return folder, folder.name
+
+
+def hub_id_of(folder: Path) -> str | None:
+    """The hub id of a folder in the hub's cache (`models--OWNER--NAME/snapshots/COMMIT`), else None."""
+    kind, *parts = folder.parent.parent.name.split("--")
+    return "/".join(parts) if kind == "models" and len(parts) == 2 else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -63,10 +71,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the sharded index's, or model.safetensors, or the only one."""
+    """The safetensors files of a folder: the sharded index's, or model.safetensors, or the only one.
+
+    Raises:
+        FileNotFoundError: when some are missing, as after a download that was cut off.
+        ValueError: when the index is damaged, or it is not clear which file is meant.
+    """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _indexed(index)
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, which its index names")
@@ -74,11 +87,25 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     found = sorted(folder.glob("*.safetensors"))
+    if any(re.search(r"-\d{5}-of-\d{5}$", path.stem) for path in found):
+        raise FileNotFoundError(f"{folder} holds shards and lacks their index, {index.name}")
     if len(found) == 1:
         return found
     if found:
         raise ValueError(f"which one? {folder} has {len(found)} .safetensors and no index")
     raise FileNotFoundError(f"no .safetensors in {folder}; pickled weights are not loaded")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The shards that an index names: plain names, so that no index leads out of its folder."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        plain = all(re.fullmatch(r"[^/\\:\0]+\.safetensors", name) for name in names)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"damaged: {index} is no index of shards") from None
+    if not names or not plain:
+        raise ValueError(f"damaged: {index} must name .safetensors files of its own folder")
+    return sorted(names)
 
 
 def read_weights(files: list[Path]) -> dict[str, Tensor]:
@@ -98,7 +125,17 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
 
 
 def read_pickled_weights(path: Path) -> dict[str, Tensor]:
-    """A `.pt` state dict through `weights_only=True`: tensors come back, no code is ever run."""
+    """A `.pt` state dict through `weights_only=True`: tensors come back, no code is ever run.
+
+    Raises:
+        ValueError: naming the file, when it holds anything else.
+        RuntimeError: before torch 2.6, whose `weights_only` can be deceived (CVE-2025-32434).
+    """
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+        raise RuntimeError(
+            f"torch {torch.__version__} cannot read {path} safely: "
+            'pip install "torch>=2.6", or give a .safetensors'
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -136,19 +173,26 @@ def load_exactly(
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """16 hex digits that identify weights: every name, dtype and shape, and 64 KiB of each tensor.
+    """16 hex digits that identify weights: every tensor's name, dtype, shape and bytes.
 
-    The sample is spread over the tensor, so a fine-tune of any part shows, and 9 GB take a second.
+    Every byte goes into a CRC-32 of its tensor, so any change of up to 32 neighbouring bits is
+    certain to show and any other misses with odds of 2^-32; SHA-256 is over these checksums and
+    64 KiB spread over each tensor. Against accidents, not forgers. About 0.4 s a GB.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.reshape(-1)
+        flat = tensor.cpu().reshape(-1)
         step = max(1, flat.numel() * flat.element_size() // 65536)
-        sample = flat[::step].contiguous().cpu()
-        digest.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
+        digest.update(_bytes(flat[::step]))
+        digest.update(zlib.crc32(_bytes(flat)).to_bytes(4, "little"))
     return digest.hexdigest()[:16]
+
+
+def _bytes(flat: Tensor) -> memoryview:
+    # Through uint8: NumPy has no bfloat16.
+    return memoryview(flat.contiguous().view(torch.uint8).numpy())
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

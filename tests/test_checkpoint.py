@@ -69,6 +69,89 @@ def test_missing_unknown_and_misshapen_keys_are_named():
         checkpoint.load_exactly(module, {**state(), "bias": torch.ones(3)}, "here")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "",
+        "[]",
+        "{}",
+        "3",
+        "[" * 100_000,
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"x": 3}}',
+        '{"weight_map": {"x": ["a"]}}',
+        '{"weight_map": {"x": ""}}',
+        '{"weight_map": {"x": "pytorch_model.bin"}}',
+        '{"weight_map": {"x": "../../x.safetensors"}}',
+        '{"weight_map": {"x": "..\\\\x.safetensors"}}',
+        '{"weight_map": {"x": "/x.safetensors"}}',
+        '{"weight_map": {"x": "C:x.safetensors"}}',
+    ],
+)
+def test_a_damaged_index_is_named(text, tmp_path):
+    saved(tmp_path / "a", "x.safetensors")
+    saved(tmp_path, "x.safetensors")
+    index = tmp_path / "a" / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match=r"damaged: .*model\.safetensors\.index\.json") as caught:
+        checkpoint.weight_files(tmp_path / "a")
+    assert "\n" not in str(caught.value)
+
+
+SHARDS = {"a-00001-of-00002.safetensors": "weight", "a-00002-of-00002.safetensors": "bias"}
+
+
+class FakeHub:
+    """A hub with one checkpoint of two shards; `cached` is what an earlier download brought."""
+
+    def __init__(self, folder, cached, online=True):
+        self.folder, self.online, self.downloads = folder, online, 0
+        folder.mkdir()
+        self.bring(cached)
+
+    def bring(self, names):
+        for name in names:
+            if name in SHARDS:
+                saved(self.folder, name, {SHARDS[name]: state()[SHARDS[name]]})
+            else:
+                weight_map = {key: shard for shard, key in SHARDS.items()}
+                (self.folder / name).write_text(json.dumps({"weight_map": weight_map}))
+
+    def snapshot_download(self, hub_id, revision, allow_patterns, local_files_only=False):
+        # As the client does: an incomplete folder is returned where there is no network.
+        if not local_files_only:
+            self.downloads += 1
+            if self.online:
+                self.bring(ALL)
+        return str(self.folder)
+
+
+ALL = ["model.safetensors.index.json", *SHARDS]
+
+
+@pytest.mark.parametrize("cached", [ALL[:2], ALL[:1], ALL[1:2], ALL[1:], []])
+def test_a_download_that_was_cut_off_is_resumed(cached, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path / "commit", cached)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    folder, commit = checkpoint.fetch("somebody/something")
+    assert (folder, commit, hub.downloads) == (tmp_path / "commit", "commit", 1)
+    assert checkpoint.read_weights(checkpoint.weight_files(folder)).keys() == state().keys()
+    assert checkpoint.fetch("somebody/something") == (folder, commit)
+    assert hub.downloads == 1  # whole: nothing is asked for
+
+
+@pytest.mark.parametrize("cached", [ALL[:2], ALL[:1], ALL[1:2], ALL[1:], []])
+def test_a_download_that_cannot_be_resumed_is_named(cached, tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path / "commit", cached, online=False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    message = "somebody/something is neither in the hub cache nor can it be downloaded"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
+        checkpoint.fetch("somebody/something")
+    assert "\n" not in str(caught.value)
+
+
 class Hostile:
     def __init__(self, marker):
         self.marker = marker
@@ -86,7 +169,23 @@ def test_malicious_pickle_is_refused_and_never_run(tmp_path):
     assert not marker.exists()
 
 
-def test_plain_pickled_weights_are_read(tmp_path):
+@pytest.mark.parametrize("version", ["2.4.0", "2.5.1+cu124", "1.13.1", "2.5.0a0+git1234"])
+def test_pickled_weights_are_not_read_by_a_torch_that_can_be_deceived(
+    version, tmp_path, monkeypatch
+):
+    torch.save(state(), tmp_path / "plain.pt")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(
+        RuntimeError, match=r'plain\.pt safely: pip install "torch>=2\.6"'
+    ) as caught:
+        checkpoint.read_pickled_weights(tmp_path / "plain.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.10.0+cpu", "3.0.0"])
+def test_plain_pickled_weights_are_read(version, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
     torch.save(state(), tmp_path / "plain.pt")
     torch.save({"state_dict": state(), "epoch": 3}, tmp_path / "nested.pt")
     for name in ("plain.pt", "nested.pt"):
@@ -106,6 +205,40 @@ def test_digest_sees_every_change():
         digests.add(checkpoint.weights_digest(change))
     assert len(digests) == 6
     assert checkpoint.weights_digest(dict(reversed(big.items()))) in digests
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_digest_sees_a_single_element_anywhere(dtype):
+    weights = torch.arange(1_000_003).remainder(2).to(dtype)
+    seen = {checkpoint.weights_digest({"a": weights})}
+    places = [0, 77_777, 500_000, 999_998]
+    for place in places:
+        changed, swapped = weights.clone(), weights.clone()
+        changed[place] = 3
+        swapped[[place, place + 1]] = weights[[place + 1, place]]
+        if dtype == torch.bool:
+            changed[place] = ~weights[place]
+        seen |= {checkpoint.weights_digest({"a": x}) for x in (changed, swapped)}
+    assert len(seen) == 1 + 2 * len(places)
+
+
+def test_digest_of_words_that_change_places():
+    weights = torch.randn(512, 512)
+    rows = weights[torch.randperm(512, generator=torch.Generator().manual_seed(0))]
+    assert checkpoint.weights_digest({"a": weights}) != checkpoint.weights_digest({"a": rows})
+    assert checkpoint.weights_digest({"a": weights}) != checkpoint.weights_digest({"a": weights.T})
+
+
+def test_digest_of_odd_tensors():
+    """Scalars and tensors without elements count; how a tensor lies in memory does not."""
+    one, two = ({"a": torch.tensor(x), "b": torch.empty(0, 3)} for x in (1.0, 2.0))
+    assert checkpoint.weights_digest(one) != checkpoint.weights_digest(two)
+    assert checkpoint.weights_digest({**one, "b": torch.empty(3, 0)}) not in map(
+        checkpoint.weights_digest, (one, two)
+    )
+    weights = torch.randn(300, 400, requires_grad=True)
+    strided = weights.t().contiguous().t()
+    assert checkpoint.weights_digest({"a": weights}) == checkpoint.weights_digest({"a": strided})
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
