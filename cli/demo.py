@@ -100,9 +100,12 @@ def command(seed: int, out: Path, open_report: bool) -> None:
     (JPEG, low resolution, noise, blur) show whether the ranking works. Nano was trained on none of
     them.
     """
+    from .files import mark_as_ours
+
     rng = Random(seed)
     originals = unseen_pictures()
     click.echo(f"{len(originals)} pictures of the package {PACKAGE}")
+    mark_as_ours(out)
     pairs = corrupt(originals, out / "corrupted", rng)
     click.echo(f"{len(pairs)} corrupted copies in {click.format_filename(out / 'corrupted')}")
     paths = [*originals, *(pair.copy for pair in pairs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import sys
@@ -14,6 +15,8 @@ import click
 
 from ..scorers.video import VIDEO_SUFFIXES
 
+# An empty file in folders of our own output: their sheets are no pictures to be judged.
+MARKER = ".tastemaker"
 # What is taken from folders and globs. A file that is named itself is tried whatever its suffix.
 PICTURE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".dib"),
@@ -26,9 +29,10 @@ def expand(paths: Sequence[str], exclude: Iterable[str | os.PathLike] = ()) -> I
     """The files that PATHS mean, as absolute paths, streamed.
 
     Args:
-        paths: files; folders (recursive, sorted, hidden entries skipped); globs; `@LIST`, a file
-            with one path a line, where `@-` or `-` is standard input. Lines are taken as they are:
-            a missing file shows when it is scored.
+        paths: files; folders (recursive, sorted, hidden entries and our own output skipped); globs;
+            `@LIST`, a file with one path a line, where `@-` or `-` is standard input. Lines are
+            taken as they are: a missing file shows when it is scored. What is named itself is
+            taken even if it is our own output.
         exclude: folders that are not entered.
 
     Raises:
@@ -49,6 +53,14 @@ def expand(paths: Sequence[str], exclude: Iterable[str | os.PathLike] = ()) -> I
 def is_media(name: str) -> bool:
     """Whether a file in a folder is taken for a picture or a video."""
     return name.lower().endswith(_SUFFIXES)
+
+
+def mark_as_ours(folder: Path) -> None:
+    """Makes a folder whose pictures are our own output; one that holds others is left as it is."""
+    if folder.is_dir() and next(_walk(str(folder), set(), set()), None):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
 
 
 def _part(path: str, closed: set[str]) -> Iterator[str]:
@@ -82,15 +94,25 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def _glob(pattern: str, closed: set[str]) -> Iterator[str]:
-    matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+    named = os.path.expanduser(pattern)
+    matches = sorted(glob.glob(named, recursive=True))
     if not matches:
         raise FileNotFoundError(f"nothing matches {pattern}")
-    return _matches(sorted(matches), closed)
+    while glob.has_magic(named):
+        named = os.path.dirname(named)
+    return _matches(matches, closed, named)
 
 
-def _matches(matches: list[str], closed: set[str]) -> Iterator[str]:
+def _matches(matches: list[str], closed: set[str], named: str) -> Iterator[str]:
+    """The files of what a glob matches; `named` is the folder in front of its first wildcard."""
     visited: set[tuple[int, int]] = set()
+    ours = functools.cache(_is_ours)
     for match in matches:
+        below = [match]
+        while len(parent := os.path.dirname(below[-1])) > len(named):
+            below.append(parent)
+        if any(map(ours, below)):
+            continue
         if os.path.isdir(match):
             yield from _walk(match, closed, visited)
         elif is_media(match):
@@ -111,7 +133,12 @@ def _walk(folder: str, closed: set[str], visited: set[tuple[int, int]]) -> Itera
     for name in files:
         yield os.path.join(folder, name)
     for name in folders:
-        yield from _walk(os.path.join(folder, name), closed, visited)
+        if not _is_ours(path := os.path.join(folder, name)):
+            yield from _walk(path, closed, visited)
+
+
+def _is_ours(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, MARKER))
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
 
@@ -66,7 +68,11 @@ def command(
     Scores come from the journal where it has them, or from --scores FILE; the rest are made now.
     """
     sheet, report = sheet or out / "sheet.png", report or out / "report.html"
+    given = click.get_current_context().get_parameter_source("out") is not ParameterSource.DEFAULT
+    used = out in (sheet.parent, report.parent)
     _check_outputs(source.paths, out, sheet, report)
+    if used and not given:
+        _check_default(source.paths, out)
 
     from .scoring import scores_of  # imports torch, so only when there is something to do
 
@@ -79,7 +85,8 @@ def command(
         exclude=[out],
     )
     title = title or _title(source)
-    ranked = publish(scores, title, sheet, report, top=top, worst=worst, limit=limit)
+    own = out if used else None
+    ranked = publish(scores, title, sheet, report, top=top, worst=worst, limit=limit, own=own)
     _print_best(ranked)
     without = len(scores.rows) - len(ranked)
     if without:
@@ -98,17 +105,24 @@ def publish(
     top: int,
     worst: int | None = None,
     limit: int = 3000,
+    own: Path | None = None,
 ) -> list[Row]:
     """Writes the contact sheet(s) and the report. Returns the rows with a score, best first.
+
+    Args:
+        own: the folder for whatever is written: its pictures are never ranked or filtered later.
 
     Raises:
         ValueError: no picture has a score; nothing is written.
     """
+    from .files import mark_as_ours
     from .report import split_rows, write_report
 
     ranked, failed = split_rows(scores.rows)
     if not ranked:
         raise ValueError(f"none of {len(failed)} pictures has a score: {failed[0].error}")
+    if own:
+        mark_as_ours(own)
     numbered = list(enumerate(ranked, 1))
     heading = f"{scores.name} | {title} |"
     best = numbered[:top]
@@ -156,6 +170,17 @@ def _check_outputs(paths: Sequence[str], out: Path, sheet: Path, report: Path) -
         raise click.BadParameter(
             f"--out {out} is itself to be ranked: nothing is written beside pictures, choose another"
         )
+
+
+def _check_default(paths: Sequence[str], out: Path) -> None:
+    """Nothing is written among pictures unless --out asks for it."""
+    for folder in map(Path, paths):
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            outside = os.path.relpath(folder.resolve().parent / out.name)
+            raise click.ClickException(
+                f"the report would lie among the pictures of {folder}: choose its folder, "
+                f"e.g. --out {outside}"
+            )
 
 
 def _worst(sheet: Path) -> Path:

@@ -119,7 +119,7 @@ def test_the_whole_command(package, tmp_path, monkeypatch):
     written = {str(p.relative_to(tmp_path)) for p in (tmp_path / "tastemaker-demo").iterdir()}
     assert written == {
         f"tastemaker-demo/{name}"
-        for name in ("sheet.png", "sheet-worst.png", "report.html", "corrupted")
+        for name in (".tastemaker", "sheet.png", "sheet-worst.png", "report.html", "corrupted")
     }
     assert "26 pictures of the package" in result.stdout
     assert re.search(r"scored 50 pictures in [\d.]+ s \([\d.]+ images/s\)", result.stdout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tastemaker.cli.files import PICTURE_SUFFIXES, expand
+from tastemaker.cli.files import MARKER, PICTURE_SUFFIXES, expand, mark_as_ours
 
 
 def touch(root: Path, *names: str) -> None:
@@ -58,6 +58,26 @@ def test_globs(tmp_path):
         "a1.png", "a2.png", "sub/a3.png", "sub/deep/a4.png",
     ]  # fmt: skip
     assert names(tmp_path, tmp_path / "s*") == ["sub/a3.png", "sub/deep/a4.png"]
+
+
+def test_our_own_output_is_not_taken_unless_it_is_named(tmp_path):
+    touch(tmp_path, "a.png", "out/.tastemaker", "out/sheet.png", "out/deep/b.png", "s/c.png")
+    for paths in ([tmp_path], [tmp_path / "*"], [tmp_path / "**"], [tmp_path / "**/*.png"]):
+        assert set(names(tmp_path, *paths)) == {"a.png", "s/c.png"}
+    own = ["out/sheet.png", "out/deep/b.png"]
+    assert names(tmp_path, tmp_path / "out") == own
+    assert names(tmp_path, *(tmp_path / name for name in own)) == own
+    assert names(tmp_path, tmp_path / "out/*.png") == own[:1]
+    assert names(tmp_path, tmp_path / "out/**/*.png") == sorted(own)
+
+
+def test_a_folder_with_other_pictures_does_not_become_ours(tmp_path):
+    touch(tmp_path, "mine/deep/a.png", "notes/a.txt")
+    for folder in ("mine", "notes", "new/deep"):
+        mark_as_ours(tmp_path / folder)
+    marked = sorted(p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.rglob(MARKER))
+    assert marked == ["new/deep", "notes"]
+    assert names(tmp_path, tmp_path) == ["mine/deep/a.png"]
 
 
 def test_a_file_may_be_called_like_a_glob_or_a_list(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from stub import Brightness
 import tastemaker.cli.scoring
 from tastemaker.cli import main, rank
 
+WRITTEN = {".tastemaker", "sheet.png", "report.html"}
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -39,7 +41,7 @@ def files(folder: Path) -> set[str]:
 def test_sheet_report_and_table(here):
     before = files(here)
     result = run("pics")
-    assert files(here) - before == {"tastemaker-report/sheet.png", "tastemaker-report/report.html"}
+    assert files(here) - before == {f"tastemaker-report/{name}" for name in WRITTEN}
     with Image.open("tastemaker-report/sheet.png") as sheet:
         assert sheet.format == "PNG" and sheet.width >= 6 * 40
     lines = result.stdout.splitlines()
@@ -53,15 +55,53 @@ def test_sheet_report_and_table(here):
 
 
 def test_again_from_the_journal_and_its_own_output_is_not_ranked(here):
-    first = run(".").stdout
+    first = run(".", "--out", "tastemaker-report").stdout
     assert "6 ranked" in first
-    assert run(".").stdout == first, "the sheet of the first run is no picture of the set"
+    again = run(".", "--out", "tastemaker-report").stdout
+    assert again == first, "the sheet of the first run is no picture of the set"
+    assert "6 ranked" in run(".", "--out", "../elsewhere").stdout, (
+        "nor for a run that goes elsewhere"
+    )
+
+
+def test_its_own_output_is_not_filtered(here):
+    run(".", "--out", "look")
+    result = CliRunner().invoke(main, ["filter", ".", "--top-k", "9"])
+    assert result.exit_code == 0 and "look" not in result.stdout
+    assert len(result.stdout.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("at", "path", "instead"),
+    [
+        ("pics", ".", "../tastemaker-report"),
+        ("pics/deeper", "..", "../../tastemaker-report"),
+        ("pics", "../pics", "../tastemaker-report"),
+    ],
+)
+def test_nothing_is_written_among_the_pictures_unless_asked_for(
+    here, monkeypatch, at, path, instead
+):
+    monkeypatch.chdir(here / at)
+    before = files(here)
+    (line,) = run(path, code=1).stderr.splitlines()
+    assert line.endswith(f"--out {instead}") and files(here) == before
+    run(path, "--out", instead)
+    assert (here / "tastemaker-report" / "sheet.png").exists()
+    run(path, "--out", "tastemaker-report")
+    assert Path("tastemaker-report/sheet.png").exists()
+
+
+def test_without_use_of_the_default_folder_it_may_lie_anywhere(here, monkeypatch):
+    monkeypatch.chdir("pics")
+    run(".", "--sheet", "../sheet.png", "--report", "../report.html")
+    assert not Path("tastemaker-report").exists() and Path("../sheet.png").exists()
 
 
 def test_top_and_worst(here):
     run("pics", "--top", "2", "--worst", "3")
     names = files(here / "tastemaker-report")
-    assert names == {"sheet.png", "sheet-worst.png", "report.html"}
+    assert names == WRITTEN | {"sheet-worst.png"}
     page = Path("tastemaker-report/report.html").read_text(encoding="utf-8")
     threshold = float(page.split("fresh = {threshold: ")[1].split(",")[0])
     assert abs(threshold - 160 / 255) < 1e-6, "the best two are kept"
@@ -155,7 +195,7 @@ def test_a_full_disk_leaves_the_old_sheet(here, monkeypatch):
     result = run("pics", "--top", "3", code=1)
     assert "No space left" in result.stderr
     assert Path("tastemaker-report/sheet.png").read_bytes() == old
-    assert files(here / "tastemaker-report") == {"sheet.png", "report.html"}
+    assert files(here / "tastemaker-report") == WRITTEN
 
 
 def test_a_killed_write_leaves_the_old_files(here, monkeypatch):
