@@ -114,6 +114,9 @@ class Scorer(nn.Module):
     """
 
     default_batch_size = 16
+    kernels = (
+        "torch"  # what computes the scores, where that can change them: part of the fingerprint
+    )
     _card: ScorerCard
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -205,6 +208,7 @@ class Scorer(nn.Module):
     def card(self) -> ScorerCard:
         weights = list(self.parameters()) + list(self.buffers())
         fingerprint = {
+            "kernels": self.kernels,
             **self._card.fingerprint,
             "scorer": self._card.name,
             "task": self._card.task,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .base import ScorerCard
 from .checkpoint import (
+    hub_id_of,
     load_exactly,
     read_config,
     read_pickled_weights,
@@ -168,18 +169,12 @@ def load_joyquality(
     if dtype is None:
         own = state["vision_model.encoder.layers.0.mlp.fc1.weight"].dtype
         dtype = torch.float32 if device.type == "cpu" else own
-    scorer = JoyQuality(config, dtype, weights_digest(state), _hub_id(path), revision)
+    scorer = JoyQuality(config, dtype, weights_digest(state), hub_id_of(path), revision)
     if dtype == torch.float64:
         scorer.double()
     load_exactly(scorer, tensors, path)
     scorer.gradient_checkpointing = gradient_checkpointing
     return scorer.freeze().to(device)
-
-
-def _hub_id(folder: Path) -> str | None:
-    """The hub id of a folder in the hub's cache (`models--OWNER--NAME/snapshots/COMMIT`)."""
-    kind, *parts = folder.parent.parent.name.split("--")
-    return "/".join(parts) if kind == "models" and len(parts) == 2 else None
 
 
 def convert(state: Mapping[str, Tensor], config: VitConfig, path: Path) -> dict[str, Tensor]:

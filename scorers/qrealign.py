@@ -13,7 +13,7 @@ not need: processor, cache, padding masks, and the output head but for five rows
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Scorer, ScorerCard, check_images, working_precision
-from .load import HUB_IDS
+from .checkpoint import hub_id_of
 from .qrealign_files import (
     Weights,
     check_transformers,
@@ -135,7 +135,8 @@ def load_qrealign(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else checkpoint_dtype(config)
     weights = load_weights(path, config, pixels, words, levels, device, dtype)
-    scorer = QReAlign(weights, prompts, pixels.limited(max_pixels), options, revision)
+    source = (hub_id_of(path), revision)
+    scorer = QReAlign(weights, prompts, pixels.limited(max_pixels), options, source)
     scorer.gradient_checkpointing = gradient_checkpointing
     return scorer.freeze().checked()
 
@@ -149,14 +150,15 @@ class QReAlign(Scorer):
         prompts: dict[str, Prompt],
         pixels: Preprocessing,
         options: Options,
-        revision: str | None,
+        source: tuple[str | None, str | None],
     ):
         super().__init__()
         self.reader = weights.reader
         self.levels = nn.Parameter(weights.levels)  # [5, D] of the output head
-        self.task, self.forks = options.task, False
+        self.task = options.task
+        self._forks: bool | None = None  # not known yet
         self._prompts, self._pixels, self._options = prompts, pixels, options
-        self._digest, self._revision = weights.digest, revision
+        self._digest, (self._hub_id, self._revision) = weights.digest, source
         self._name, self.default_batch_size = SIZES.get(self.levels.shape[1], ("q-realign", 8))
 
     # --- sizes and pixels -------------------------------------------------------------------------
@@ -246,10 +248,21 @@ class QReAlign(Scorer):
         before, after = prompts[0].before, [prompt.after for prompt in prompts]
         error = self.reader.fork_error(before, after)
         exact = error <= FORK_TOLERANCE[self.dtype.itemsize]
-        self.forks = exact and all(prompt.before == before for prompt in prompts)
+        self._forks = exact and all(prompt.before == before for prompt in prompts)
         if not exact:
             log.warning("score_tasks makes a full pass a question: forking is off by %.2g", error)
         return self
+
+    @property
+    def forks(self) -> bool:
+        """Whether `score_tasks` reads a picture once; found out at loading, and again after a move."""
+        if self._forks is None:
+            self.checked()
+        return bool(self._forks)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> QReAlign:
+        self._forks = None  # another device or dtype has other kernels
+        return super()._apply(fn, recurse)
 
     @property
     def rendered_prompt(self) -> str:
@@ -272,7 +285,7 @@ class QReAlign(Scorer):
             licence="Apache-2.0",
             unit="expected level, 0 bad to 1 excellent",
             range=(0.0, 1.0),
-            hub_id=HUB_IDS.get(self._name),
+            hub_id=self._hub_id,
             revision=self._revision,
             paper="https://arxiv.org/abs/2312.17090",
             tasks=TASKS,

@@ -294,3 +294,4 @@ class TowerScorer(Scorer):
     def compile(self, **options: Any) -> None:
         """Compiles the tower; see `VisionTransformer.compile`."""
         self.tower.compile(**options)
+        self.kernels = "torch, compiled"

@@ -229,6 +229,15 @@ def test_a_kernel_that_drops_its_state_is_noticed(folder, scorer, monkeypatch, c
     assert_close(careful.score_tasks(x), scorer.score_tasks(x), 2e-5)
 
 
+def test_a_move_is_followed_by_another_check(folder, monkeypatch):
+    moved = load(folder)
+    assert moved.forks
+    real = qwen_text.gated_delta_rule
+    dropping = lambda q, k, v, g, beta, memory=None: real(q, k, v, g, beta)  # noqa: E731
+    monkeypatch.setattr(qwen_text, "gated_delta_rule", dropping)
+    assert not moved.to("cpu").forks
+
+
 def test_unknown_tasks_are_refused(scorer, folder):
     for tasks in (("video",), ("beauty",), ()):
         with pytest.raises(ValueError, match="tasks must be among"):
