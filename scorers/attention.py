@@ -61,6 +61,8 @@ def fastest_backend(
     for backend in BACKENDS[grad]:
         try:
             times[backend] = _milliseconds(device, dtype, shape, grad, backend)
+        except torch.cuda.OutOfMemoryError:  # says nothing about the backend: nothing is remembered
+            raise
         except RuntimeError:  # this backend does not take this shape, dtype or device
             continue
     return min(times, key=times.get) if times else SDPBackend.MATH

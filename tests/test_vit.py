@@ -160,3 +160,16 @@ class TestBackend:
         assert self.choose(grad=False) == SDPBackend.EFFICIENT_ATTENTION
         monkeypatch.setattr(self, "times", {})
         assert self.choose(grad=True) == SDPBackend.MATH
+
+    def test_want_of_memory_is_no_answer(self, monkeypatch):
+        """The batch is halved by who called; what is chosen then is measured, not remembered."""
+        whole = module._milliseconds
+
+        def full(*_):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+        monkeypatch.setattr(module, "_milliseconds", full)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            self.choose(grad=False)
+        monkeypatch.setattr(module, "_milliseconds", whole)
+        assert self.choose(grad=False) == SDPBackend.CUDNN_ATTENTION
