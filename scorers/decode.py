@@ -8,6 +8,7 @@ applied, 16-bit pictures are scaled rather than clipped, and the first frame sta
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ from torch import Tensor
 
 # Twice the size at which Pillow warns of a decompression bomb; Pillow itself refuses it too.
 MAX_PIXELS = 178_956_970
+# What Pillow's decoders, and its reading of EXIF, raise on truncated and damaged files.
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,  # OverflowError, ZeroDivisionError
+    LookupError,  # IndexError, KeyError
+    SyntaxError,
+    EOFError,
+    struct.error,
+)
 
 
 def decode(item: Any) -> Tensor:
@@ -50,8 +63,7 @@ def read_picture(path: Path) -> Tensor:
         raise ValueError(f"too large to open safely: {path} ({error})") from None
     except PermissionError:
         raise ValueError(f"may not be read: {path}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        # What Pillow's decoders raise on truncated and damaged files.
+    except DAMAGE as error:
         raise ValueError(f"damaged picture: {path} ({_first_line(error)})") from None
 
 

@@ -98,6 +98,42 @@ def test_truncated_file_is_named(suffix, keep, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("entry", [b"\x01\x02\x00\x05", b"\x01\x10\x00\x05", b"\x01\x1a\x00\x02"])
+def test_damaged_exif_is_named(entry, tmp_path):
+    """A tag or type that one wrong byte turned into another: what Pillow raises is no OSError."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0  # to turn it, Pillow writes the other tags anew
+    damaged = exif.tobytes().replace(b"\x01\x1a\x00\x05", entry)
+    assert damaged != exif.tobytes()
+    gradient().save(tmp_path / "exif.jpg", exif=damaged)
+    with pytest.raises(ValueError, match=r"damaged picture: .*exif\.jpg") as caught:
+        decode(tmp_path / "exif.jpg")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        struct.error,
+        AttributeError,
+        OverflowError,
+        KeyError,
+        ZeroDivisionError,
+        IndexError,
+        EOFError,
+    ],
+)
+def test_whatever_a_decoder_raises_is_one_line(error, tmp_path, monkeypatch):
+    def raises(*_):
+        raise error("two\nlines")
+
+    gradient().save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", raises)
+    with pytest.raises(ValueError, match=r"damaged picture: .*a\.png \(.*two") as caught:
+        decode(tmp_path / "a.png")
+    assert "\n" not in str(caught.value)
+
+
 def test_text_named_png(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(ValueError, match=r"not a picture: .*text\.png"):
