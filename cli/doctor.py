@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..scorers import Scorer, ScorerCard
 
 PACKAGES = (
-    *("torch", "transformers", "safetensors", "huggingface-hub", "numpy", "pillow"),
+    *("transformers", "safetensors", "huggingface-hub", "numpy", "pillow"),
     *("flash-linear-attention", "av", "pyarrow"),
 )
 OPTIONAL = {"av": "videos", "pyarrow": "Parquet", "flash-linear-attention": "faster Q-ReAlign"}
@@ -51,7 +51,10 @@ def command(options: ScorerOptions) -> None:
 
 
 def installed() -> Iterator[str]:
-    """A line for each package that matters."""
+    """A line for each package that matters; torch's own version names its build."""
+    import torch
+
+    yield f"torch {torch.__version__}"
     for package in PACKAGES:
         try:
             yield f"{package} {version(package)}"
