@@ -204,6 +204,12 @@ class Scorer(nn.Module):
         """Streams `Scored(item, score, error)` in order, with bounded memory, for millions of images."""
         return score_stream(self, images, batch_size, on_error)
 
+    def with_task(self, task: str) -> Scorer:
+        """The same weights, not a copy of them, judging another task. ValueError for an unknown one."""
+        if task != self._card.task:
+            raise ValueError(f"{self._card.name} judges {self._card.task!r} only, not {task!r}")
+        return self
+
     @property
     def card(self) -> ScorerCard:
         weights = list(self.parameters()) + list(self.buffers())

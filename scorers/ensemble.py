@@ -152,7 +152,7 @@ def load_ensemble(
     """See `load_scorer`: the file names its scorers, their tasks and their revisions."""
     if task != "quality" or revision is not None:
         raise ValueError(f"{path} names its scorers' tasks and revisions: give neither")
-    return Ensemble.from_reference(path, device=device, dtype=dtype or "auto")
+    return Ensemble.from_reference(path, device=device, dtype=dtype or "checkpoint")
 
 
 def read_reference(path: str | Path) -> dict[str, Any]:

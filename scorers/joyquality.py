@@ -149,7 +149,7 @@ def load_joyquality(
         revision: the hub commit that the folder is, for the card.
         task: "quality".
         device: where it runs.
-        dtype: of the matrix products; by default the checkpoint's on a GPU, float32 on the CPU.
+        dtype: of the matrix products; None for the checkpoint's.
         heads: attention heads, where a training checkpoint of an unusual width does not say. By
             default 16 for SigLIP's widths 1152 and 1536, and width / 64 for others.
         image_size: pixels of the square that the tower sees, where a training checkpoint does not
@@ -166,9 +166,7 @@ def load_joyquality(
     said = {"num_attention_heads": heads, "image_size": image_size}
     config = replace(config, **{name: value for name, value in said.items() if value})
     tensors = convert(state, config, path)
-    if dtype is None:
-        own = state["vision_model.encoder.layers.0.mlp.fc1.weight"].dtype
-        dtype = torch.float32 if device.type == "cpu" else own
+    dtype = dtype or state["vision_model.encoder.layers.0.mlp.fc1.weight"].dtype
     scorer = JoyQuality(config, dtype, weights_digest(state), hub_id_of(path), revision)
     if dtype == torch.float64:
         scorer.double()

@@ -37,8 +37,8 @@ def load_scorer(
             such as "someone/their-fine-tune".
         task: what to judge, where the scorer has several: "quality", "aesthetics" or "video".
         device: where it runs; by default the GPU when there is one.
-        dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU; or a torch dtype or
-            its name.
+        dtype: "auto" is the checkpoint's own on a GPU and float32 on the CPU; "checkpoint" is the
+            checkpoint's own wherever it is; or a torch dtype or its name.
         revision: commit, tag or branch of a hub checkpoint. By default the commit that was first
             downloaded stays in use.
         options: the scorer's own, e.g. `max_pixels` and `prompt_style` of Q-ReAlign.
@@ -49,7 +49,8 @@ def load_scorer(
             that is damaged or of another kind.
         TypeError: an option that the scorer does not have.
     """
-    common = dict(task=task, device=_device(device), dtype=_dtype(dtype), **options)
+    device = _device(device)
+    common = dict(task=task, device=device, dtype=_dtype(dtype, device), **options)
     if str(name_or_path) == "nano":
         _no_revision(name_or_path, revision)
         from .nano import load_nano
@@ -80,13 +81,16 @@ def _no_revision(name_or_path: str | Path, revision: str | None) -> None:
         )
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """The torch dtype; None for "auto"."""
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The torch dtype; None for the checkpoint's own."""
     if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    if dtype == "checkpoint":
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f'dtype must be "auto" or a floating-point torch dtype, got {dtype!r}')
+        known = '"auto", "checkpoint" or a floating-point torch dtype'
+        raise ValueError(f"dtype must be {known}, got {dtype!r}")
     return found
 
 

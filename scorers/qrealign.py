@@ -12,9 +12,10 @@ not need: processor, cache, padding masks, and the output head but for five rows
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def load_qrealign(
         revision: the hub commit that the folder is, for the card.
         task: "quality", "aesthetics" or "video": what the call and `score` judge.
         device: where the weights go, straight from the files.
-        dtype: by default the checkpoint's on a GPU, float32 on the CPU.
+        dtype: of the weights; None for the checkpoint's.
         prompt_style: "card" (the model card literally), "closed_think" or "upstream"; see
             `qrealign_prompt`. Other styles give other scores.
         max_pixels: larger pictures are scaled down to this area; by default the checkpoint's limit
@@ -132,8 +133,7 @@ def load_qrealign(
         for name in TASKS
     }
     words = sorted({word for prompt in prompts.values() for word in prompt.words})
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else checkpoint_dtype(config)
+    dtype = dtype or checkpoint_dtype(config)
     weights = load_weights(path, config, pixels, words, levels, device, dtype)
     source = (hub_id_of(path), revision)
     scorer = QReAlign(weights, prompts, pixels.limited(max_pixels), options, source)
@@ -160,6 +160,12 @@ class QReAlign(Scorer):
         self._prompts, self._pixels, self._options = prompts, pixels, options
         self._digest, (self._hub_id, self._revision) = weights.digest, source
         self._name, self.default_batch_size = SIZES.get(self.levels.shape[1], ("q-realign", 8))
+
+    def with_task(self, task: str) -> QReAlign:
+        other = copy.copy(self)  # shares the modules and the parameters themselves
+        other._options = replace(self._options, task=task)
+        other.task = task
+        return other
 
     # --- sizes and pixels -------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def load_rali(
         revision: for the card.
         task: "quality".
         device: where it runs.
-        dtype: of the tower's matrix products; by default float32, as the official recipe.
+        dtype: of the tower's matrix products; None for float32, as the official recipe.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, more time.
 
     Raises:

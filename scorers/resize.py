@@ -61,6 +61,8 @@ def _whole(size: tuple[int, int]) -> Window:
 def _by_pillow(images: Tensor, size: tuple[int, int], window: Window) -> Tensor:
     """Pillow itself, one picture at a time."""
     (top, bottom), (left, right) = window
+    if images.is_meta:  # only the shape is asked for
+        return images.new_empty(*images.shape[:2], bottom - top, right - left)
     resized = [
         np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
         for image in images.permute(0, 2, 3, 1).contiguous().cpu().numpy()

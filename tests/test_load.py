@@ -1,6 +1,7 @@
 """What `load_scorer` is asked for, before anything is read."""
 
 import pytest
+import tiny_vit
 import torch
 
 from tastemaker.scorers import load_scorer
@@ -34,3 +35,9 @@ def test_a_revision_reaches_the_hub(monkeypatch):
         with pytest.raises(FileNotFoundError):
             load_scorer(name, revision="v1", device="cpu")
     assert [revision for _, revision in asked] == ["v1", "v1"]
+
+
+@pytest.mark.parametrize("dtype, expected", [("auto", "float32"), ("checkpoint", "bfloat16")])
+def test_the_checkpoints_dtype_on_request(tmp_path, dtype, expected):
+    tiny_vit.make_joyquality().to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_scorer(tmp_path, device="cpu", dtype=dtype).dtype == getattr(torch, expected)

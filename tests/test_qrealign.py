@@ -20,7 +20,7 @@ from qrealign_tools import (
 )
 from tiny_qwen import CARD, WEIGHTS, Official, write_checkpoint
 
-from tastemaker.scorers import qwen_text
+from tastemaker.scorers import load_scorer, qwen_text
 
 
 @pytest.fixture(scope="module")
@@ -280,4 +280,20 @@ def test_casting_the_scorer_is_loading_it_so(half_folder):
 
 
 def test_dtype_auto_is_float32_on_the_cpu(half_folder):
-    assert {p.dtype for p in load(half_folder).parameters()} == {torch.float32}
+    scorer = load_scorer(half_folder, device="cpu")
+    assert {p.dtype for p in scorer.parameters()} == {torch.float32}
+
+
+def test_with_task_shares_the_weights(folder, scorer):
+    other = scorer.with_task("aesthetics")
+    x = unit(pictures([(256, 256)])[0])[None]
+    assert_close(other(x), load(folder, task="aesthetics")(x))
+    assert (other.card.task, scorer.card.task) == ("aesthetics", "quality")
+    assert card_id(other) == card_id(load(folder, task="aesthetics"))
+    assert all(a is b for a, b in zip(other.parameters(), scorer.parameters(), strict=True))
+    scorer.levels = torch.nn.Parameter(scorer.levels.detach().clone(), requires_grad=False)
+    assert (
+        other.levels is scorer.levels
+    )  # who replaces a weight, as a move does, replaces it in both
+    with pytest.raises(ValueError, match="task"):
+        scorer.with_task("beauty")
