@@ -11,7 +11,7 @@ NO_RESIZE = [(256, 320), (512, 256), (320, 320)]  # (height, width), multiples o
 RESIZED = [(300, 517), (123, 180), (719, 283), (40, 1000)]
 
 
-def load(folder, task="quality", device="cpu", dtype=None, **options):
+def load(folder, task="quality", device="cpu", dtype=torch.float32, **options):
     device = torch.device(device)
     return load_qrealign(folder, revision=None, task=task, device=device, dtype=dtype, **options)
 
