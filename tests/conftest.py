@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT]
 # Builders that several tests share (tests/tiny_*.py) are imported by their plain names.
 sys.path.append(str(ROOT / "tests"))
+pytest_plugins = ["comfyui_fixtures"]
 
 spec = spec_from_file_location("tastemaker", ROOT / "__init__.py")
 sys.modules["tastemaker"] = module_from_spec(spec)

@@ -1,0 +1,27 @@
+"""Fixtures of the tests marked `comfyui`: one server and one browser for the whole session.
+
+COMFYUI=oldest tests the oldest release that we support, COMFYUI_PATH a checkout of your own.
+A machine that lacks ComfyUI or Chromium fails these tests and is told how to get them.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from comfyui_server import ComfyUI
+from comfyui_source import RELEASES
+
+
+@pytest.fixture(scope="session")
+def comfyui_release() -> str:
+    release = os.environ.get("COMFYUI", "newest")
+    if release not in RELEASES:
+        pytest.fail(f"COMFYUI is {release!r}; choose from {', '.join(RELEASES)}")
+    return release
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory, comfyui_release) -> Iterator[ComfyUI]:
+    """The session's server."""
+    with ComfyUI(tmp_path_factory.mktemp("comfyui"), comfyui_release) as server:
+        yield server
