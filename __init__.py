@@ -32,3 +32,10 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted([*globals(), *_PUBLIC])
+
+
+async def comfy_entrypoint():
+    """Called by ComfyUI, which alone needs the nodes."""
+    from .nodes import Extension
+
+    return Extension()

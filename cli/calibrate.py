@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .journal import Row
+    from ..report.rows import Row
     from .scoring import Scores
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..ranking import Calibration, fit_tau, solve_b
+from ..report.rows import Row
 from ..scorers.base import fingerprint_id
 from ..scorers.ensemble import read_reference
-from .journal import Row
 from .scoring import Scores
 
 Pair = tuple[Path, Path]

@@ -176,8 +176,8 @@ def score(paths: Sequence[Path]) -> tuple[Scores, float]:
     """Fresh scores by nano, and the seconds that decoding and scoring took, without the loading."""
     from tqdm.auto import tqdm
 
+    from ..report.rows import Row
     from ..scorers import load_scorer
-    from .journal import Row
     from .scoring import Scores
 
     scorer = load_scorer("nano")

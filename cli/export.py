@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..report.rows import Row
 from ..scorers.checkpoint import replacing
-from .journal import Row
 
 COLUMNS = ("path", "score", "error", "scorer", "fingerprint")
 SUFFIXES = (".csv", ".jsonl", ".parquet")

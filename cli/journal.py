@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..report.rows import Row
 from ..scorers.base import ScorerCard, differences
 from ..scorers.home import home
 
@@ -42,15 +43,6 @@ _JOINED = """
 FROM asked LEFT JOIN scores
 ON scores.path = asked.path AND scores.size = asked.size AND scores.mtime_ns = asked.mtime_ns
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image: where it is, its score (NaN where there is none), and why there is none."""
-
-    path: Path
-    score: float
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

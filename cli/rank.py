@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
 
 if TYPE_CHECKING:
-    from .journal import Row
+    from ..report.rows import Row
     from .scoring import Scores
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -115,8 +115,8 @@ def publish(
     Raises:
         ValueError: no picture has a score; nothing is written.
     """
+    from ..report.page import split_rows, write_report
     from .files import mark_as_ours
-    from .report import split_rows, write_report
 
     ranked, failed = split_rows(scores.rows)
     if not ranked:
@@ -136,8 +136,8 @@ def publish(
 
 def write_sheet(path: Path, ranked: Sequence[tuple[int, Row]], title: str) -> None:
     """A contact sheet of (rank, row), written whole or not at all."""
+    from ..report.contact_sheet import contact_sheet
     from ..scorers.checkpoint import replacing
-    from .contact_sheet import contact_sheet
 
     ranks, rows = zip(*ranked, strict=True)
     image = contact_sheet(
@@ -196,7 +196,7 @@ def _title(source: SourceOptions) -> str:
 
 def _print_best(ranked: Sequence[Row]) -> None:
     """The best few as a table."""
-    from .contact_sheet import format_score
+    from ..report.contact_sheet import format_score
 
     click.echo(f"{'rank':>6} {'score':>9}  picture")
     for rank, row in enumerate(ranked[:PRINTED], 1):

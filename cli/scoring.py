@@ -15,31 +15,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..scorers import Scored, Scorer, ScorerCard
+from ..report.rows import Row, Scores
+from ..scorers import Scored, Scorer
 from ..scorers.stream import out_of_memory
 from ..scorers.video import is_video, read_video
 from . import one_line
 from .export import read_table
 from .files import expand
-from .journal import Entry, Journal, Row, is_journal
+from .journal import Entry, Journal, is_journal
 from .options import ScorerOptions, SourceOptions, load_from_options
 
 __all__ = ["Row", "Run", "Scores", "scored", "scores_for", "scores_of"]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Rows in the order of the PATHS, and what made them."""
-
-    rows: list[Row]
-    name: str  # the scorer's
-    fingerprint_id: str
-    card: ScorerCard | None = None  # None where the scores come from an export
-
-    @property
-    def values(self) -> list[float]:
-        """[N], NaN where there is no score."""
-        return [row.score for row in self.rows]
 
 
 def scores_of(

@@ -19,6 +19,16 @@ HUB_IDS = {
 NAMES = ("nano", "joyquality", "rali", "q-realign-mini", "q-realign-lite", "q-realign-pro")
 
 
+# What a checkpoint's config.json says it is ("tastemaker", or "model_type") -> the scorer.
+KINDS = {
+    "nano": "nano",
+    "rali": "rali",
+    "siglip": "joyquality",
+    "joyquality": "joyquality",
+    "qwen3_5": "q-realign",
+}
+
+
 def load_scorer(
     name_or_path: str | Path = "nano",
     *,
@@ -136,10 +146,9 @@ def _loader(path: Path):
     loaders = {
         "nano": nano.load_nano,
         "rali": rali.load_rali,
-        "siglip": joyquality.load_joyquality,
         "joyquality": joyquality.load_joyquality,
-        "qwen3_5": qrealign.load_qrealign,
+        "q-realign": qrealign.load_qrealign,
     }
-    if kind not in loaders:
+    if kind not in KINDS:
         raise ValueError(f"{path} is no checkpoint of a known scorer (model_type: {kind!r})")
-    return loaders[kind]
+    return loaders[KINDS[kind]]

@@ -16,9 +16,9 @@ from stub import Brightness
 
 from tastemaker.cli import COMMANDS
 from tastemaker.cli.export import COLUMNS, export_rows, read_table, write_table
-from tastemaker.cli.journal import Row
 from tastemaker.cli.options import ScorerOptions
 from tastemaker.cli.scoring import scores_of
+from tastemaker.report import Row
 
 GREYS = [0.2, 0.4, 0.6, 0.8, 1.0]
 

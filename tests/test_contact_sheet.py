@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tastemaker.cli.contact_sheet import BACKGROUND, MOST, contact_sheet, open_thumbnail
+from tastemaker.report.contact_sheet import BACKGROUND, MOST, contact_sheet, open_thumbnail
 
 
 def colour(i: int) -> tuple[int, int, int]:

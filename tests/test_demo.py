@@ -13,8 +13,8 @@ from stub import Brightness
 
 import tastemaker.scorers
 from tastemaker.cli import demo, main
-from tastemaker.cli.journal import Row
 from tastemaker.cli.scoring import Scores
+from tastemaker.report import Row
 from tastemaker.scorers.corruptions import CORRUPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tastemaker.cli import report as report_module
-from tastemaker.cli.report import histogram, split_rows, write_report
-from tastemaker.cli.scoring import Row, Scores
+from tastemaker.report import Row, Scores
+from tastemaker.report import page as report_module
+from tastemaker.report.page import histogram, split_rows, write_report
 from tastemaker.scorers import ScorerCard
 
 CARD = ScorerCard(

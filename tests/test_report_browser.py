@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tastemaker.cli import main
-from tastemaker.cli.report import write_report
-from tastemaker.cli.scoring import Row, Scores
+from tastemaker.report import Row, Scores
+from tastemaker.report.page import write_report
 from tastemaker.scorers import ScorerCard
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
 from tqdm.auto import tqdm
@@ -20,10 +20,7 @@ from tqdm.auto import tqdm
 from .. import ranking
 from ..scorers.checkpoint import replacing
 from .contact_sheet import format_score, open_thumbnail
-from .journal import Row
-
-if TYPE_CHECKING:
-    from .scoring import Scores
+from .rows import Row, Scores
 
 LIMIT = 3000  # pictures in one report: about 40 MB, which browsers still scroll smoothly
 THUMBNAIL = (288, 288)  # pixels; sharp at the 190 to 280 CSS pixels of the grid
@@ -56,7 +53,7 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
     )
-    chunks = environment.get_template("report.html").generate(
+    chunks = environment.get_template("page.html").generate(
         title=displayable(title),
         subtitle=_subtitle(scores),
         about=_about(scores),

@@ -1,0 +1,23 @@
+"""The ComfyUI nodes. The only place that imports ComfyUI; the work is done in the other packages."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .folders import register_folder
+from .load import LoadScorer
+from .score import ScoreImages
+
+# The order in which the menu shows them.
+NODES: list[type[io.ComfyNode]] = [
+    LoadScorer,
+    ScoreImages,
+]
+
+
+class Extension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
