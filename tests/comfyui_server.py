@@ -34,6 +34,7 @@ from comfyui_source import comfyui_path, frontend_path
 
 ROOT = Path(__file__).resolve().parents[1]
 STANDIN = ROOT / "tests" / "comfyui_standin"
+PROBE = ROOT / "tests" / "comfyui_probe"  # nodes that make values and show them
 INSTALL = "pip install --no-deps -r .ci/comfyui-requirements.txt"
 
 # A dash and a dot, which no Python package may have in its name and a user's folder may.
@@ -61,6 +62,7 @@ class ComfyUI:
         for name in ("input", "output", "temp", "user", "models", "custom_nodes"):
             (base / name).mkdir(parents=True, exist_ok=True)
         self.pack = copy_pack(pack, base / "custom_nodes" / PACK)
+        copy_pack(PROBE, base / "custom_nodes" / PROBE.name)
 
     # The process
 
