@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from comfyui_page import Page, open_browser
 from comfyui_server import ComfyUI
 from comfyui_source import RELEASES
 
@@ -25,3 +26,16 @@ def comfyui(tmp_path_factory, comfyui_release) -> Iterator[ComfyUI]:
     """The session's server."""
     with ComfyUI(tmp_path_factory.mktemp("comfyui"), comfyui_release) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def comfyui_browser():
+    browser = open_browser()
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def comfyui_page(comfyui, comfyui_browser) -> Page:
+    """The server's page, freshly opened on an empty graph."""
+    return Page(comfyui_browser, comfyui).open()

@@ -54,14 +54,14 @@ class ExecutionError(RuntimeError):
 class ComfyUI:
     """A server in a process of its own, with folders of its own under `base`."""
 
-    def __init__(self, base: Path, release: str = "newest", pack: Path = ROOT):
-        self.base, self.release = base, release
+    def __init__(self, base: Path, release: str = "newest", folder: str = PACK):
+        self.base, self.release, self.folder = base, release, folder
         self.source = comfyui_path(release)
         self.frontend = frontend_path(release)
         self.process = None
         for name in ("input", "output", "temp", "user", "models", "custom_nodes"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        self.pack = copy_pack(pack, base / "custom_nodes" / PACK)
+        self.pack = copy_pack(ROOT, base / "custom_nodes" / folder)
         copy_pack(PROBE, base / "custom_nodes" / PROBE.name)
 
     # The process
@@ -82,6 +82,10 @@ class ComfyUI:
                 raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-4000:]}{missing}")
             time.sleep(0.2)
         return self
+
+    def start_log(self) -> str:
+        """What the first start said, before any prompt."""
+        return self.log().split("To see the GUI go to", 1)[0]
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -144,8 +148,14 @@ class ComfyUI:
         return self._log_file.stat().st_size
 
     def log(self, since: int = 0) -> str:
+        """What it has said since the mark, or ever."""
         text = self._log_file.read_bytes()[since:].decode("utf-8", "replace")
         return COLOURS.sub("", text)
+
+    def nodes(self) -> dict[str, dict]:
+        """Our nodes: id to description."""
+        ours = f"custom_nodes.{self.folder}"
+        return {n: i for n, i in self.object_info().items() if i["python_module"] == ours}
 
     def get(self, path: str):
         """What GET answers, parsed."""

@@ -1,0 +1,329 @@
+"""ComfyUI's real web page in a headless browser, for the tests marked `comfyui`.
+
+    def test_a_workflow_opens_and_runs(comfyui_page):   # the session's page (comfyui_fixtures.py)
+        page = comfyui_page
+        page.load(ROOT / "workflows" / "score.json")     # a file in the UI format, or its parsed JSON
+        assert page.complaints() == []                   # missing nodes and models, errors, dialogs
+        assert page.overlaps() == [] and page.cut_off() == []
+        entry = page.run()                               # presses Run and waits; the history's entry
+        page.screenshot(tmp_path / "score.png")          # all of the graph, every node at full size
+
+`page.prompt(workflow)` turns the UI format into the API format, as the page does when it queues:
+the conversion that server tests need in order to run the files in workflows/.
+"""
+
+import io
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfyui_server import ComfyUI
+from PIL import Image
+
+# What a first visit asks about, and what would cover the graph.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Workflow.ConfirmDelete": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    # Each node would carry the name of the tests' folder.
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+}
+BAR = (80, 130)  # the page's own bars cover this much of the left and the top
+
+
+def open_browser():
+    """Headless Chromium; fails the test with the command that installs what is missing."""
+    missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    if missing:
+        pytest.fail(f"no {' and '.join(missing)}: apt-get install -y chromium chromium-driver")
+    try:
+        from selenium import webdriver
+    except ImportError:
+        pytest.fail('no selenium: pip install "tastemaker[test]"')
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    sandbox = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage")
+    for argument in (*sandbox, "--window-size=1600,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
+    driver.set_script_timeout(60)
+    return driver
+
+
+class Page:
+    """What a user sees and does in the page of a server."""
+
+    def __init__(self, browser, server: ComfyUI):
+        self.browser, self.server = browser, server
+
+    def open(self, query: str = "") -> "Page":
+        """Opens the page afresh, with an empty graph; or with what `query` asks for."""
+        self.server.post("/settings", SETTINGS)
+        self.browser.get(f"{self.server.url}/{query}")
+        ready = "return !!(window.app?.vueAppReady && app.canvas && app.extensionManager)"
+        self.until(ready, "the page did not start")
+        self.until("return !!LiteGraph.registered_node_types.LoadImage", "no nodes in the page")
+        self.calm()
+        if not query:
+            self.js("app.graph.clear()")
+            self.console()  # of the graph that the page opened by itself, whose models are missing
+        return self
+
+    def js(self, script: str, *arguments) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def wait_js(self, script: str, *arguments) -> Any:
+        """The value of an async function's body; RuntimeError with the page's stack."""
+        wrapped = f"""
+            const done = arguments[arguments.length - 1];
+            (async function () {{ {script} }}).apply(null, arguments)
+                .then(value => done([value]), error => done(String(error.stack || error)));
+        """
+        found = self.browser.execute_async_script(wrapped, *arguments)
+        if isinstance(found, str):
+            raise RuntimeError(found)
+        return found[0]
+
+    def until(self, script: str, otherwise: str, timeout: float = 60) -> Any:
+        """Waits until the script returns something true, and returns it."""
+        deadline = time.monotonic() + timeout
+        while not (found := self.js(script)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{otherwise}:\n{self.console()[-10:]}")
+            time.sleep(0.1)
+        return found
+
+    def calm(self) -> None:
+        """Lets the page finish what it does after a change: layout, then its own checks."""
+        frame = (
+            "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
+        )
+        self.wait_js(frame + "await new Promise(done => setTimeout(done, 300));" + frame)
+
+    def setting(self, name: str, value) -> None:
+        """Changes one of the page's settings, as in setting("Comfy.VueNodes.Enabled", True)."""
+        self.wait_js("await app.extensionManager.setting.set(...arguments)", name, value)
+        self.calm()
+
+    # Workflows
+
+    def load(self, workflow: dict | Path) -> None:
+        """Opens a workflow in the UI format, as if its file were dropped on the page."""
+        if isinstance(workflow, Path):
+            workflow = json.loads(workflow.read_text(encoding="utf-8"))
+        self.wait_js("await app.loadGraphData(arguments[0])", workflow)
+        self.calm()
+
+    def load_template(self, name: str) -> None:
+        """Opens one of the pack's workflows by its name, by way of the template browser's link."""
+        self.open(f"?template={name}&source={self.server.folder}")
+        self.calm()
+
+    def prompt(self, workflow: dict | Path | None = None) -> dict:
+        """The API format of a workflow, by default of the one that is open."""
+        if workflow is not None:
+            self.load(workflow)
+        return self.wait_js("return (await app.graphToPrompt()).output")
+
+    def serialize(self) -> dict:
+        """The open workflow in the UI format, as Save writes it."""
+        return self.js("return app.graph.serialize()")
+
+    def queue(self) -> str:
+        """Presses Run; the id of the prompt. AssertionError with what the page says instead."""
+        known = self._prompts()
+        self.browser.find_element("css selector", "[data-testid=queue-button]").click()
+        deadline = time.monotonic() + 15
+        while not (new := self._prompts() - known):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nothing was queued: {self.complaints()}")
+            time.sleep(0.05)
+        (prompt_id,) = new
+        return prompt_id
+
+    def run(self, workflow: dict | Path | None = None, timeout: float = 120) -> dict:
+        """Loads, presses Run, waits; the history's entry. ExecutionError when it failed."""
+        if workflow is not None:
+            self.load(workflow)
+        entry = self.server.wait(self.queue(), timeout)
+        self.calm()
+        return entry
+
+    def _prompts(self) -> set[str]:
+        queue = self.server.get("/queue")
+        waiting = [item[1] for item in queue["queue_running"] + queue["queue_pending"]]
+        return {*self.server.get("/history"), *waiting}
+
+    # What is wrong
+
+    def complaints(self) -> list[str]:
+        """Texts of all dialogs, toasts and error panels in sight: missing nodes, models, files."""
+        return self.js(COMPLAINTS)
+
+    def console(self) -> list[str]:
+        """Errors in the console since it was last asked, without those of ComfyUI itself alone.
+
+        A fresh server answers 404 for files that no user has written yet, the tests run without
+        the package of ComfyUI's own templates, and the graph that it opens first has no models.
+        """
+        severe = [e["message"] for e in self.browser.get_log("browser") if e["level"] == "SEVERE"]
+        return [m for m in severe if not any(known in m for known in KNOWN)]
+
+    # What it looks like
+
+    def nodes(self) -> list[dict]:
+        """id, type, title, and x, y, w, h in graph pixels with the title bar, of every node."""
+        return self.js(NODES)
+
+    def overlaps(self, gap: float = 0) -> list[tuple[str, str]]:
+        """Titles of nodes that lie on each other, or closer than `gap`."""
+        nodes = self.nodes()
+        pairs = [(a, b) for i, a in enumerate(nodes) for b in nodes[:i]]
+        return [(a["title"], b["title"]) for a, b in pairs if _touch(a, b, gap)]
+
+    def cut_off(self) -> list[str]:
+        """What cannot be read whole: "node: text..." for texts, "node: too small" for nodes.
+
+        Texts are those that the canvas really draws; they are cut with an ellipsis. In text boxes,
+        whatever has to be scrolled counts.
+        """
+        self._fit()
+        return self.js(CUT_OFF)
+
+    def previews(self, node_id: str | int) -> list[tuple[int, int]]:
+        """Width and height of every picture that a node shows."""
+        script = """
+            const node = app.graph.getNodeById(arguments[0]);
+            return (node.imgs || []).map(i => [i.naturalWidth, i.naturalHeight]);
+        """
+        return [tuple(size) for size in self.js(script, int(node_id))]
+
+    def help(self, node_type: str) -> str:
+        """The text of the help panel for a node of that type, added alone to an empty graph."""
+        self.js(ALONE, node_type)
+        self.calm()
+        self.browser.find_element("css selector", "[data-testid=info-button]").click()
+        shown = "return document.querySelector('.node-help-content')?.innerText.trim()"
+        self.until(shown, "no help")
+        self.calm()
+        return self.js(shown)
+
+    def screenshot(self, path: Path, scale: float = 1.0, whole_page: bool = False) -> Path:
+        """The graph at `scale`, cropped to its nodes; or the page as it is."""
+        if whole_page:
+            self.browser.save_screenshot(str(path))
+            return path
+        x, y, w, h = self._fit(scale)
+        picture = Image.open(io.BytesIO(self.browser.get_screenshot_as_png()))
+        picture.crop((x, y, x + w, y + h)).save(path)
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        self.calm()
+        return path
+
+    def _fit(self, scale: float = 1.0, margin: int = 20) -> tuple[int, int, int, int]:
+        """A window in which every node is in sight; the graph's x, y, w, h in it."""
+        boxes = [(n["x"], n["y"], n["x"] + n["w"], n["y"] + n["h"]) for n in self.nodes()]
+        left, top = (min(box[i] for box in boxes) for i in (0, 1))
+        right, bottom = (max(box[i] for box in boxes) for i in (2, 3))
+        w, h = (round(length * scale) + 2 * margin for length in (right - left, bottom - top))
+        size = {"width": w + 2 * BAR[0], "height": h + 2 * BAR[1]}
+        metrics = {**size, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.calm()
+        self.js(PLACE, scale, BAR[0] + margin - left * scale, BAR[1] + margin - top * scale)
+        self.calm()
+        return *BAR, w, h
+
+
+def _touch(a: dict, b: dict, gap: float) -> bool:
+    return all(a[p] < b[p] + b[s] + gap and b[p] < a[p] + a[s] + gap for p, s in ("xw", "yh"))
+
+
+KNOWN = (
+    "user.css",
+    "/userdata",
+    "/templates/",
+    "Error loading core workflow templates",
+    "Error loading fuse options",
+    "graph accessed before initialization",
+    "missingModelDownload",
+)
+
+COMPLAINTS = """
+    const seen = '[role=dialog], [role=alertdialog], [role=alert], .p-toast-message, .p-dialog, ' +
+        '.comfy-modal, [data-testid=error-overlay]';
+    const found = [...document.querySelectorAll(seen)].filter(e => e.checkVisibility());
+    const outer = found.filter(e => !found.some(o => o !== e && o.contains(e)));
+    const texts = outer.map(e => e.innerText.replace(/\\s+/g, ' ').trim()).filter(t => t);
+    for (const node of app.graph.nodes)
+        if (node.has_errors || !LiteGraph.registered_node_types[node.type])
+            texts.push(`${node.title} (${node.type}): marked as an error`);
+    return texts;
+"""
+
+NODES = """
+    return app.graph.nodes.map(node => {
+        const [x, y, w, h] = node.getBounding(new Float32Array(4));
+        return {id: String(node.id), type: node.type, title: node.title, x, y, w, h};
+    });
+"""
+
+ALONE = """
+    app.graph.clear();
+    const node = LiteGraph.createNode(arguments[0]);
+    app.graph.add(node);
+    app.canvas.deselectAll();
+    app.canvas.centerOnNode(node);
+    app.canvas.selectNode(node);
+"""
+
+PLACE = """
+    const [scale, x, y] = arguments, box = app.canvas.canvas.getBoundingClientRect();
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset[0] = (x - box.left) / scale;
+    app.canvas.ds.offset[1] = (y - box.top) / scale;
+    app.canvas.setDirty(true, true);
+"""
+
+CUT_OFF = """
+    const found = [], view = app.canvas, paint = CanvasRenderingContext2D.prototype;
+    const fillText = paint.fillText, drawNode = view.drawNode;
+    let title = '', last = '';
+    view.drawNode = function (node) { title = node.title; return drawNode.apply(this, arguments); };
+    paint.fillText = function (text) {
+        if (text === '…') found.push(`${title}: ${last}…`);
+        else if (/(…|[.]{3})$/.test(text)) found.push(`${title}: ${text}`);
+        last = text;
+        return fillText.apply(this, arguments);
+    };
+    try { view.draw(true, true); }
+    finally { paint.fillText = fillText; view.drawNode = drawNode; }
+    function scrolls(outer, node) {
+        if (!outer?.checkVisibility?.()) return;
+        for (const e of [outer, ...outer.querySelectorAll('*')]) {
+            if (!e.checkVisibility()) continue;
+            const {overflowY, textOverflow} = getComputedStyle(e), text = e.value ?? e.innerText;
+            const box = e.tagName === 'TEXTAREA' || /auto|scroll/.test(overflowY);
+            const low = box && e.scrollHeight > e.clientHeight + 2;
+            const narrow = textOverflow === 'ellipsis' && e.scrollWidth > e.clientWidth + 1;
+            if (low || narrow) found.push(`${node?.title}: ${(text || '').trim()}`.slice(0, 60));
+        }
+    }
+    for (const node of app.graph.nodes) {
+        const [w, h] = node.computeSize();
+        if (node.size[0] < w - 1 || node.size[1] < h - 1) found.push(`${node.title}: too small`);
+        for (const {element} of node.widgets || []) scrolls(element, node);
+    }
+    for (const box of document.querySelectorAll('[data-node-id]'))
+        scrolls(box, app.graph.getNodeById(box.dataset.nodeId));
+    return found;
+"""
