@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .load import LoadScorer
 from .score import ScoreImages
@@ -11,6 +12,7 @@ from .score import ScoreImages
 # The order in which the menu shows them.
 NODES: list[type[io.ComfyNode]] = [
     LoadScorer,
+    EnsembleScorers,
     ScoreImages,
 ]
 

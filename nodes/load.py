@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..scorers.load import NAMES
 from ..scorers.qrealign_prompt import STYLES, TASKS
+from .ensemble import load_reference
 from .folders import cached_checkpoints, local_checkpoints, resolve, signature
 from .managed import managed
 from .sockets import CATEGORY, SCORER
@@ -53,6 +55,8 @@ class LoadScorer(io.ComfyNode):
         task, dtype = options.pop("task", "quality"), options.pop("dtype", "auto")
         if not options.get("max_pixels", 1):
             options["max_pixels"] = None
+        if isinstance(path, Path) and path.suffix == ".json":
+            return io.NodeOutput(load_reference(path))
         return io.NodeOutput(managed(path, signature(path), task=task, dtype=dtype, **options))
 
     @classmethod

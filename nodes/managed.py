@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,43 @@ class Module(nn.Module):
         super().__init__()
         self.scorer = scorer
 
+    @classmethod
+    def around(cls, scorer: Scorer) -> Module:
+        # Under the scorer's name: that of the class is what ComfyUI's log calls it.
+        return type(scorer.card.name, (cls,), {})(scorer)
+
 
 class Weights:
-    """One checkpoint, held once however often it is asked for."""
+    """One checkpoint, held once however often it is asked for.
 
-    def __init__(self, scorer: Scorer, on_detach: Callable[[Weights], None]):
+    It lives as long as a node's output refers to it, or ComfyUI keeps it on the device.
+    """
+
+    def __init__(self, scorer: Scorer):
         self.scorer = scorer
+        self.until_collected: Weights | None = None
         # Looked up at call time: ComfyUI replaces the class when it manages memory dynamically.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            Module(scorer),
+            Module.around(scorer),
             load_device=mm.get_torch_device(),
             offload_device=mm.text_encoder_offload_device(),
         )
         this = weakref.ref(self)
-        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: on_detach(this()))
+        self.patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: Weights._detached(this()))
+
+    def keep(self) -> None:
+        """To be called when it has been loaded."""
+        self.until_collected = None
+        _on_device.add(self)
+
+    def _detached(self: Weights | None) -> None:
+        if self is not None and self in _on_device:
+            # It must not vanish here: ComfyUI is going through its list of models, from which freed
+            # ones are struck. In a cycle, it waits for the collector, which ComfyUI calls afterwards.
+            self.until_collected = self
+            _on_device.discard(self)
 
 
-# Weights live as long as a node's output refers to them, or ComfyUI keeps them on the device.
 _known: weakref.WeakValueDictionary[tuple, Weights] = weakref.WeakValueDictionary()
 _on_device: set[Weights] = set()
 _lock = threading.Lock()
@@ -90,7 +110,8 @@ class ManagedScorer:
             mm.load_models_gpu([part.patcher for part in self.weights], memory_required=memory)
             for part in self.weights:
                 make_normal(part.patcher.model)
-        _on_device.update(self.weights)
+        for part in self.weights:
+            part.keep()
         return self.scorer
 
     def score(self, images: Sequence[Tensor]) -> Scores:
@@ -141,7 +162,9 @@ class ManagedScorer:
         return batch, memory
 
 
-def managed(name: str | Path, signature: tuple, *, task: str, dtype: str, **options: Any):
+def managed(
+    name: str | Path, signature: tuple, *, task: str, dtype: str, **options: Any
+) -> ManagedScorer:
     """The scorer of a name or path, its weights shared with whoever asked for the same before.
 
     Args:
@@ -157,7 +180,7 @@ def managed(name: str | Path, signature: tuple, *, task: str, dtype: str, **opti
             with torch.inference_mode(False):
                 offload = mm.text_encoder_offload_device()
                 scorer = load_scorer(name, device=offload, dtype=dtype, **options)
-                weights = _known[key] = Weights(scorer, _on_device.discard)
+                weights = _known[key] = Weights(scorer)
     return ManagedScorer(weights.scorer.with_task(task), [weights])
 
 

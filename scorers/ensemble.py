@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Ensemble(Scorer):
     """sum of weight * (score - mean) / std over the members, the weights adding up to 1.
 
     Args:
-        members: scorers on one device.
+        members: scorers, on one device when they are used.
         statistics: mean and deviation of each member's scores on the reference set.
         weights: one a member, not negative and not all 0; equal by default.
         reference: the name of the set that the statistics were measured on.
@@ -43,9 +43,6 @@ class Ensemble(Scorer):
             raise ValueError(
                 f"an ensemble has one or more members with statistics each, got {counts}"
             )
-        if len({str(member.device) for member in members}) > 1:
-            devices = ", ".join(f"{m.card.name} on {m.device}" for m in members)
-            raise ValueError(f"an ensemble's members share one device: {devices}")
         for member, statistic in zip(members, statistics, strict=True):
             if not (math.isfinite(statistic.mean) and 0 < statistic.std < math.inf):
                 found = f"mean {statistic.mean}, deviation {statistic.std}"
@@ -63,25 +60,28 @@ class Ensemble(Scorer):
         path: str | Path,
         weights: Mapping[str, float] | Sequence[float] | None = None,
         *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "auto",
+        load: Callable[..., Scorer] | None = None,
+        **how: Any,
     ) -> Ensemble:
         """Loads the scorers that a file of `tastemaker calibrate` names, with its statistics.
 
         Args:
             weights: one a member, or by the members' names; by default those in the file, which
                 are 1 unless it was edited.
+            load: what to load a scorer with; by default `load_scorer`.
+            how: `device`, `dtype` and what else `load` takes beside what the file says.
 
         Raises:
             ValueError: it is no such file; or a scorer does not score as it did when it was measured.
         """
-        from .load import load_scorer
+        if load is None:
+            from .load import load_scorer as load
 
         reference = read_reference(path)
         measured = reference["members"]
-        members = [load_scorer(**entry["load"], device=device, dtype=dtype) for entry in measured]
+        members = [load(**entry["load"], **how) for entry in measured]
         for member, entry in zip(members, measured, strict=True):
-            _check_fingerprint(member.card, entry["fingerprint"], path)
+            check_fingerprint(member.card, entry["fingerprint"], path)
         statistics = [ReferenceStatistics(e["mean"], e["std"], e["n"]) for e in measured]
         if weights is None:
             weights = [entry.get("weight", 1.0) for entry in measured]
@@ -94,15 +94,24 @@ class Ensemble(Scorer):
         return tuple(member.input_size(height, width) for member in self.members)
 
     def score_runs(self, runs: Iterable[Tensor]) -> Tensor:
+        self._check_devices()
         runs = list(runs)  # every member prepares its own input from the same pixels, 8-bit or not
         return self._combine(member.score_runs(runs) for member in self.members)
 
     def forward(self, images: Tensor, prompts: list[str] | None = None) -> Tensor:
+        self._check_devices()
         check_images(images, self.device)
         return self._combine(member(images, prompts) for member in self.members)
 
     def score_video(self, frames: Tensor) -> Tensor:
+        self._check_devices()
         return self._combine(member.score_video(frames) for member in self.members)
+
+    def _check_devices(self) -> None:
+        # Not before they are used: a memory manager may have moved only some of them until then.
+        if len({member.device for member in self.members}) > 1:
+            devices = ", ".join(f"{m.card.name} on {m.device}" for m in self.members)
+            raise ValueError(f"an ensemble's members share one device: {devices}")
 
     def _combine(self, scores: Iterable[Tensor]) -> Tensor:
         """The members' scores [B], in their order, to the ensemble's [B]."""
@@ -179,7 +188,28 @@ def read_reference(path: str | Path) -> dict[str, Any]:
     return reference
 
 
-def _check_fingerprint(card: ScorerCard, stored: Mapping[str, str], path: str | Path) -> None:
+def statistics_from_reference(
+    path: str | Path, cards: Sequence[ScorerCard]
+) -> tuple[list[ReferenceStatistics], str]:
+    """What a file of `tastemaker calibrate` measured of these scorers, and the name of its set.
+
+    Raises:
+        ValueError: it does not know one of them, or measured it with other weights or settings.
+    """
+    reference = read_reference(path)
+    statistics = []
+    for card in cards:
+        entries = [e for e in reference["members"] if e["fingerprint"].get("scorer") == card.name]
+        same = [e for e in entries if e["fingerprint"].get("task") == card.task] or entries
+        if not same:
+            known = ", ".join(e["fingerprint"].get("scorer", "?") for e in reference["members"])
+            raise ValueError(f"{path} did not measure {card.name} (it measured {known})")
+        check_fingerprint(card, same[0]["fingerprint"], path)
+        statistics.append(ReferenceStatistics(same[0]["mean"], same[0]["std"], same[0]["n"]))
+    return statistics, reference["set"]["name"]
+
+
+def check_fingerprint(card: ScorerCard, stored: Mapping[str, str], path: str | Path) -> None:
     if dict(stored) != dict(card.fingerprint):
         what = differences(stored, card.fingerprint)
         raise ValueError(

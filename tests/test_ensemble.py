@@ -11,6 +11,7 @@ from stub import Brightness
 
 from tastemaker.ranking import ReferenceStatistics
 from tastemaker.scorers import Ensemble, Scorer, ScorerCard, load_scorer
+from tastemaker.scorers.ensemble import statistics_from_reference
 
 
 class Contrast(Scorer):
@@ -150,13 +151,20 @@ def test_whatever_changes_a_score_changes_the_fingerprint():
         ([Brightness()], STATISTICS[:1], [0], "not all 0"),
         ([Brightness()], STATISTICS[:1], [-1], "not negative"),
         ([Brightness()], STATISTICS[:1], [math.inf], "finite"),
-        ([Brightness(), Brightness().to("meta")], STATISTICS, None, "on cpu, brightness on meta"),
     ],
 )
 def test_bad_ensembles_are_named_in_one_line(members, statistics, weights, message):
     with pytest.raises(ValueError, match=message) as caught:
         Ensemble(members, statistics, weights)
     assert "\n" not in str(caught.value)
+
+
+def test_members_on_two_devices_are_named_when_they_are_used():
+    apart = Ensemble([Brightness(), Brightness().to("meta")], STATISTICS)
+    uses = (apart, lambda x: apart.score_runs([x]), lambda x: apart.score_video(x[None]))
+    for use in uses:
+        with pytest.raises(ValueError, match="on cpu, brightness on meta"):
+            use(torch.rand(2, 3, 8, 8))
 
 
 @pytest.fixture
@@ -240,3 +248,13 @@ def test_other_files_are_refused(tmp_path, contents, message):
         Ensemble.from_reference(tmp_path / "x.json")
     with pytest.raises(FileNotFoundError, match="no such file"):
         Ensemble.from_reference(tmp_path / "y.json")
+
+
+def test_statistics_from_a_file(reference):
+    cards = [Contrast().card, Brightness().card]
+    assert statistics_from_reference(reference, cards) == (STATISTICS[::-1], "a set")
+    nano = load_scorer("nano", device="cpu").card
+    with pytest.raises(ValueError, match="did not measure nano .it measured brightness, contrast"):
+        statistics_from_reference(reference, [nano])
+    with pytest.raises(ValueError, match="dtype: float32 there, float16 here.*calibrate again"):
+        statistics_from_reference(reference, [Brightness().half().card])
