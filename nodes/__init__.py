@@ -8,12 +8,14 @@ from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .load import LoadScorer
 from .score import ScoreImages
+from .select import SelectImages
 
 # The order in which the menu shows them.
 NODES: list[type[io.ComfyNode]] = [
     LoadScorer,
     EnsembleScorers,
     ScoreImages,
+    SelectImages,
 ]
 
 

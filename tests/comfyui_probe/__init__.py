@@ -1,16 +1,16 @@
 """Nodes for the tests alone, put beside the pack by comfyui_server.py: they make values and show them.
 
-    ProbeImages {"spec": [...]}  -> a list of IMAGE batches, one a part of the spec (JSON or a list
-        in {"__value__": [...]}). A part is {"files": [names in the input folder]}, all of one size,
-        or {"count", "height", "width", "channels", "seed", "nan": [indices]} with defaults.
-    ProbeLatent {"spec": [...]}  -> a list of LATENTs. A part is {"count", "height", "width",
-        "frames": 5-D where above 0, "mask": masks in noise_mask, "batch_index": [...], "extra": {...}}.
-    ProbeMasks  {"spec": [...]}  -> a list of MASKs, a part {"count", "height", "width"}.
-    ProbeList   {"spec": [...]}  -> the list's values, of any type.
-    ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
-        `summary`s. A value that was blocked leaves no file.
+ProbeImages {"spec": [...]}  -> a list of IMAGE batches, one a part of the spec (JSON or a list
+    in {"__value__": [...]}). A part is {"files": [names in the input folder]}, all of one size,
+    or {"count", "height", "width", "channels", "seed", "nan": [indices]} with defaults.
+ProbeLatent {"spec": [...]}  -> a list of LATENTs. A part is {"count", "height", "width",
+    "frames": 5-D where above 0, "mask": masks in noise_mask, "batch_index": [...], "extra": {...}}.
+ProbeMasks  {"spec": [...]}  -> a list of MASKs, a part {"count", "height", "width"}.
+ProbeList   {"spec": [...]}  -> the list's values, of any type.
+ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
+    `summary`s. A value that was blocked leaves no file.
 
-    dump = json.loads((comfyui.output / "x.json").read_text())
+dump = json.loads((comfyui.output / "x.json").read_text())
 """
 
 import dataclasses
@@ -92,7 +92,9 @@ class ProbeList(Maker):
 
 
 class ProbeDump:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {}), "value": (ANY, {})}})
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"name": ("STRING", {}), "value": (ANY, {})}}
+    )
     RETURN_TYPES = ()
     INPUT_IS_LIST = True
     OUTPUT_NODE = True
