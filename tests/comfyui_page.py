@@ -34,6 +34,17 @@ SETTINGS = {
     # Each node would carry the name of the tests' folder.
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
 }
+# Errors that the page makes by itself.
+KNOWN = (
+    "user.css",
+    "/userdata",
+    "/templates/",
+    "Error loading core workflow templates",
+    "Error loading fuse options",
+    "graph accessed before initialization",
+    "missingModelDownload",
+)
+QUESTIONS = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 BAR = (80, 130)  # the page's own bars cover this much of the left and the top
 
 
@@ -80,6 +91,10 @@ class Page:
 
     def js(self, script: str, *arguments) -> Any:
         return self.browser.execute_script(script, *arguments)
+
+    def ask(self, function: str, *arguments) -> Any:
+        """What a function of comfyui_page.js answers."""
+        return self.js(f"{QUESTIONS}\nreturn {function}(...arguments)", *arguments)
 
     def wait_js(self, script: str, *arguments) -> Any:
         """The value of an async function's body; RuntimeError with the page's stack."""
@@ -167,7 +182,7 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Texts of all dialogs, toasts and error panels in sight: missing nodes, models, files."""
-        return self.js(COMPLAINTS)
+        return self.ask("complaints")
 
     def console(self) -> list[str]:
         """Errors in the console since it was last asked, without those of ComfyUI itself alone.
@@ -182,7 +197,7 @@ class Page:
 
     def nodes(self) -> list[dict]:
         """id, type, title, and x, y, w, h in graph pixels with the title bar, of every node."""
-        return self.js(NODES)
+        return self.ask("nodes")
 
     def overlaps(self, gap: float = 0) -> list[tuple[str, str]]:
         """Titles of nodes that lie on each other, or closer than `gap`."""
@@ -197,7 +212,7 @@ class Page:
         whatever has to be scrolled counts.
         """
         self._fit()
-        return self.js(CUT_OFF)
+        return self.ask("cutOff")
 
     def previews(self, node_id: str | int) -> list[tuple[int, int]]:
         """Width and height of every picture that a node shows."""
@@ -209,7 +224,7 @@ class Page:
 
     def help(self, node_type: str) -> str:
         """The text of the help panel for a node of that type, added alone to an empty graph."""
-        self.js(ALONE, node_type)
+        self.ask("alone", node_type)
         self.calm()
         self.browser.find_element("css selector", "[data-testid=info-button]").click()
         shown = "return document.querySelector('.node-help-content')?.innerText.trim()"
@@ -239,91 +254,10 @@ class Page:
         metrics = {**size, "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.calm()
-        self.js(PLACE, scale, BAR[0] + margin - left * scale, BAR[1] + margin - top * scale)
+        self.ask("place", scale, BAR[0] + margin - left * scale, BAR[1] + margin - top * scale)
         self.calm()
         return *BAR, w, h
 
 
 def _touch(a: dict, b: dict, gap: float) -> bool:
     return all(a[p] < b[p] + b[s] + gap and b[p] < a[p] + a[s] + gap for p, s in ("xw", "yh"))
-
-
-KNOWN = (
-    "user.css",
-    "/userdata",
-    "/templates/",
-    "Error loading core workflow templates",
-    "Error loading fuse options",
-    "graph accessed before initialization",
-    "missingModelDownload",
-)
-
-COMPLAINTS = """
-    const seen = '[role=dialog], [role=alertdialog], [role=alert], .p-toast-message, .p-dialog, ' +
-        '.comfy-modal, [data-testid=error-overlay]';
-    const found = [...document.querySelectorAll(seen)].filter(e => e.checkVisibility());
-    const outer = found.filter(e => !found.some(o => o !== e && o.contains(e)));
-    const texts = outer.map(e => e.innerText.replace(/\\s+/g, ' ').trim()).filter(t => t);
-    for (const node of app.graph.nodes)
-        if (node.has_errors || !LiteGraph.registered_node_types[node.type])
-            texts.push(`${node.title} (${node.type}): marked as an error`);
-    return texts;
-"""
-
-NODES = """
-    return app.graph.nodes.map(node => {
-        const [x, y, w, h] = node.getBounding(new Float32Array(4));
-        return {id: String(node.id), type: node.type, title: node.title, x, y, w, h};
-    });
-"""
-
-ALONE = """
-    app.graph.clear();
-    const node = LiteGraph.createNode(arguments[0]);
-    app.graph.add(node);
-    app.canvas.deselectAll();
-    app.canvas.centerOnNode(node);
-    app.canvas.selectNode(node);
-"""
-
-PLACE = """
-    const [scale, x, y] = arguments, box = app.canvas.canvas.getBoundingClientRect();
-    app.canvas.ds.scale = scale;
-    app.canvas.ds.offset[0] = (x - box.left) / scale;
-    app.canvas.ds.offset[1] = (y - box.top) / scale;
-    app.canvas.setDirty(true, true);
-"""
-
-CUT_OFF = """
-    const found = [], view = app.canvas, paint = CanvasRenderingContext2D.prototype;
-    const fillText = paint.fillText, drawNode = view.drawNode;
-    let title = '', last = '';
-    view.drawNode = function (node) { title = node.title; return drawNode.apply(this, arguments); };
-    paint.fillText = function (text) {
-        if (text === '…') found.push(`${title}: ${last}…`);
-        else if (/(…|[.]{3})$/.test(text)) found.push(`${title}: ${text}`);
-        last = text;
-        return fillText.apply(this, arguments);
-    };
-    try { view.draw(true, true); }
-    finally { paint.fillText = fillText; view.drawNode = drawNode; }
-    function scrolls(outer, node) {
-        if (!outer?.checkVisibility?.()) return;
-        for (const e of [outer, ...outer.querySelectorAll('*')]) {
-            if (!e.checkVisibility()) continue;
-            const {overflowY, textOverflow} = getComputedStyle(e), text = e.value ?? e.innerText;
-            const box = e.tagName === 'TEXTAREA' || /auto|scroll/.test(overflowY);
-            const low = box && e.scrollHeight > e.clientHeight + 2;
-            const narrow = textOverflow === 'ellipsis' && e.scrollWidth > e.clientWidth + 1;
-            if (low || narrow) found.push(`${node?.title}: ${(text || '').trim()}`.slice(0, 60));
-        }
-    }
-    for (const node of app.graph.nodes) {
-        const [w, h] = node.computeSize();
-        if (node.size[0] < w - 1 || node.size[1] < h - 1) found.push(`${node.title}: too small`);
-        for (const {element} of node.widgets || []) scrolls(element, node);
-    }
-    for (const box of document.querySelectorAll('[data-node-id]'))
-        scrolls(box, app.graph.getNodeById(box.dataset.nodeId));
-    return found;
-"""

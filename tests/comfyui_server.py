@@ -27,12 +27,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
-from comfyui_source import comfyui_path, frontend_path
+from comfyui_source import ROOT, comfyui_path, copy_pack, frontend_path
 
-ROOT = Path(__file__).resolve().parents[1]
 STANDIN = ROOT / "tests" / "comfyui_standin"
 PROBE = ROOT / "tests" / "comfyui_probe"  # nodes that make values and show them
 INSTALL = "pip install --no-deps -r .ci/comfyui-requirements.txt"
@@ -282,23 +280,6 @@ def failure(entry: dict) -> dict:
 
 def interrupted(entry: dict) -> bool:
     return bool(_messages(entry, "execution_interrupted"))
-
-
-def copy_pack(source: Path, target: Path) -> Path:
-    """What a user would get of a checkout: files that git tracks or would, no caches, no links."""
-    shutil.rmtree(target, ignore_errors=True)
-    for name in _files_of(source):
-        if (source / name).is_file():  # git still lists what was deleted and not yet committed
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / name, target / name)
-    return target
-
-
-def _files_of(source: Path) -> Iterable[str]:
-    git = ["git", "-C", str(source), "ls-files", "-coz", "--exclude-standard"]
-    return filter(
-        None, subprocess.run(git, check=True, capture_output=True).stdout.decode().split("\0")
-    )
 
 
 def _free_port() -> int:

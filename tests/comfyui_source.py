@@ -7,10 +7,12 @@ $TASTEMAKER_CACHE/comfyui or ~/.cache/tastemaker/comfyui. COMFYUI_PATH names a c
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +85,16 @@ def obtain(release: str) -> Path:
     return comfyui_path(release)
 
 
+def copy_pack(source: Path, target: Path) -> Path:
+    """What a user would get of a checkout: files that git tracks or would, no caches, no links."""
+    shutil.rmtree(target, ignore_errors=True)
+    for name in _files_of(source):
+        if (source / name).is_file():  # git still lists what was deleted and not yet committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, target / name)
+    return target
+
+
 def _cache() -> Path:
     cache = Path(
         os.environ.get("TASTEMAKER_CACHE", Path.home() / ".cache" / "tastemaker")
@@ -115,6 +127,13 @@ def _unpack(archive: Path, folder: Path) -> Path:
         members = [m for m in tar.getmembers() if m.name.startswith(part + "/")]
         tar.extractall(folder, members=members, filter="data")
     return folder / part
+
+
+def _files_of(source: Path) -> Iterable[str]:
+    git = ["git", "-C", str(source), "ls-files", "-coz", "--exclude-standard"]
+    return filter(
+        None, subprocess.run(git, check=True, capture_output=True).stdout.decode().split("\0")
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from cli_tools import staircase
-from comfyui_server import ExecutionError, failure, interrupted
+from comfyui_server import ExecutionError
+from PIL import Image
 
 pytestmark = pytest.mark.comfyui
 
@@ -58,3 +58,57 @@ def test_a_long_name_is_seen(comfyui_page):
     long = copy.deepcopy(EMPTY) | {"title": "A name that no node of this width can show"}
     comfyui_page.load(workflow(long))
     assert [text for text in comfyui_page.cut_off() if "A name" in text]
+
+
+def wire(page, *links: tuple[str, str, str, str]) -> None:
+    """Nodes added to the empty graph, and connected output to input, the way a user would."""
+    page.wait_js(
+        """
+        const made = {}, add = (type, x) => {
+            const node = LiteGraph.createNode(type);
+            node.pos = [x, 0];
+            app.graph.add(node);
+            return node;
+        };
+        for (const [from, output, to, input] of arguments[0]) {
+            made[from] ??= add(from, Object.keys(made).length * 500);
+            made[to] ??= add(to, Object.keys(made).length * 500);
+            const [o, i] = [made[from].findOutputSlot(output), made[to].findInputSlot(input)];
+            if (o < 0 || i < 0) throw Error(`${from}.${output} -> ${to}.${input}`);
+            made[from].connect(o, made[to], i);
+        }
+        """,
+        links,
+    )
+    page.calm()
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_scores_are_seen_on_the_node(comfyui_page, vue):
+    page = comfyui_page
+    page.setting("Comfy.VueNodes.Enabled", vue)
+    try:
+        score = "TastemakerScoreImages"
+        wire(
+            page,
+            ("TastemakerLoadScorer", "scorer", score, "scorer"),
+            ("EmptyImage", "IMAGE", score, "images"),
+        )
+        assert page.complaints() == [] and page.cut_off() == []
+        entry = page.run()
+        (judge,) = [n["id"] for n in page.nodes() if n["type"] == score]
+        (preview,) = page.server.files(entry, judge)
+        assert page.previews(judge) == [Image.open(preview).size]
+        assert page.complaints() == [] and page.console() == []
+    finally:
+        page.setting("Comfy.VueNodes.Enabled", False)
+
+
+def test_a_failure_is_told_on_the_page(comfyui_page):
+    """And the harness raises it."""
+    wire(comfyui_page, ("EmptyImage", "IMAGE", "SaveImage", "images"))
+    comfyui_page.js("app.graph.nodes.at(-1).widgets[0].value = '../outside'")
+    with pytest.raises(ExecutionError, match="SaveImage"):
+        comfyui_page.run()
+    comfyui_page.calm()
+    assert comfyui_page.complaints()
