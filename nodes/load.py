@@ -15,6 +15,12 @@ from .managed import managed
 from .sockets import CATEGORY, SCORER
 
 
+GONE = (
+    "the chosen scorer is no longer in models/tastemaker/ or in the hub's cache: "
+    "press R to refresh the list, and choose another"
+)
+
+
 class LoadScorer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,7 +55,9 @@ class LoadScorer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, scorer: dict[str, Any]) -> io.NodeOutput:
+    def execute(cls, scorer: dict[str, Any] | None = None) -> io.NodeOutput:
+        if scorer is None:  # ComfyUI passes on nothing that is not in the menu
+            raise FileNotFoundError(GONE)
         options = dict(scorer)
         path = resolve(options.pop("scorer"))
         task, dtype = options.pop("task", "quality"), options.pop("dtype", "auto")
@@ -60,9 +68,9 @@ class LoadScorer(io.ComfyNode):
         return io.NodeOutput(managed(path, signature(path), task=task, dtype=dtype, **options))
 
     @classmethod
-    def fingerprint_inputs(cls, scorer: dict[str, Any]) -> tuple:
+    def fingerprint_inputs(cls, scorer: dict[str, Any] | None = None) -> tuple:
         """A checkpoint that changed on disk is loaded anew."""
-        return signature(resolve(scorer["scorer"]))
+        return signature(resolve(scorer["scorer"])) if scorer else ()
 
 
 def _choices() -> dict[str, str]:

@@ -48,7 +48,7 @@ class ScoreImages(io.ComfyNode):
         cls, scorer: list[ManagedScorer], images: list[Tensor], preview: list[bool]
     ) -> io.NodeOutput:
         scores = scorer[0].score(images)
-        shown = preview_of(images, scores, cls) if preview[0] else None
+        shown = preview_of(images, scores, cls) if preview[0] and len(scores) else None
         return io.NodeOutput(images, scores, scores.values.tolist(), ui=shown)
 
 

@@ -8,7 +8,8 @@ second for any model and any size, and needs neither the device nor free memory.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,28 +27,31 @@ def working_memory(scorer: Scorer, count: int, height: int, width: int) -> int:
     """Peak bytes, beside the weights, of scoring a batch of `count` 8-bit pictures without gradient.
 
     What the device's allocator rounds up and its libraries keep for themselves is not in it.
+    The scorer must not be in use by another thread meanwhile.
     """
-    with torch.inference_mode():
-        return _peak(_Run(scorer), lambda: torch.empty(count, 3, height, width, dtype=torch.uint8))
-
-
-class _Run(nn.Module):
-    """`score_runs` as a call, since `functional_call` makes calls."""
-
-    def __init__(self, scorer: Scorer):
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.scorer.score_runs([pictures])
-
-
-def _peak(run: nn.Module, make_input: Callable[[], Tensor]) -> int:
-    weights = {**dict(run.named_parameters()), **dict(run.named_buffers())}
-    weights = {name: torch.empty_like(w, device="meta") for name, w in weights.items()}
-    with torch.device("meta"), _Peak() as peak, _FusedAttention():
-        torch.func.functional_call(run, weights, (make_input(),))
+    with torch.inference_mode(), _meta(scorer), torch.device("meta"), _Peak() as peak:
+        with _FusedAttention():
+            scorer.score_runs([torch.empty(count, 3, height, width, dtype=torch.uint8)])
     return peak.bytes
+
+
+@contextmanager
+def _meta(module: nn.Module) -> Iterator[None]:
+    """The module's weights are shapes without contents inside, and what they were afterwards."""
+    slots = [
+        (slot, name, weight)
+        for part in module.modules()  # each once, also where a module is a part twice
+        for slot in (part._parameters, part._buffers)
+        for name, weight in slot.items()
+        if weight is not None
+    ]
+    try:
+        for slot, name, weight in slots:
+            slot[name] = torch.empty_like(weight, device="meta")
+        yield
+    finally:
+        for slot, name, weight in slots:
+            slot[name] = weight
 
 
 class _Peak(TorchDispatchMode):

@@ -66,6 +66,14 @@ def test_an_ensemble_takes_what_its_hungriest_member_takes(scorers):
     assert max(apart) <= working_memory(ensemble, 2, 512, 512) < sum(apart)
 
 
+def test_a_scorer_that_is_a_member_twice_keeps_its_weights(scorers):
+    from tastemaker.ranking import ReferenceStatistics
+
+    ensemble = Ensemble([scorers["nano"]] * 2, [ReferenceStatistics(0.0, 1.0, 2)] * 2)
+    assert working_memory(ensemble, 1, 64, 64)
+    assert {weight.device.type for weight in ensemble.parameters()} == {"cpu"}
+
+
 def test_extreme_shapes_that_pillow_resizes(scorers):
     assert working_memory(scorers["joyquality"], 1, 20_000, 40) > 20_000 * 40 * 3
 
