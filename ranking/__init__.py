@@ -23,6 +23,7 @@ from .calibrated import (
     win_probability,
 )
 from .cascade import Cascade, cascade
+from .gate import Gate, gate
 from .ranks import percentile, spearman
 from .reference import ReferenceStatistics, reference_statistics, standardize
 from .select import Selection, best, sort, threshold, top_fraction, top_k
@@ -32,6 +33,7 @@ __all__ = [
     "QUALITY_NAMES",
     "Calibration",
     "Cascade",
+    "Gate",
     "ReferenceStatistics",
     "Selection",
     "aggregate",
@@ -42,6 +44,7 @@ __all__ = [
     "calibrated_rank",
     "cascade",
     "fit_tau",
+    "gate",
     "percentile",
     "quality_tags",
     "rank_bucket",
