@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .cascade import CascadeSelect
 from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .load import LoadScorer
+from .save import SaveScoredImage
 from .score import ScoreImages
 from .select import SelectImages
 
@@ -16,6 +18,8 @@ NODES: list[type[io.ComfyNode]] = [
     EnsembleScorers,
     ScoreImages,
     SelectImages,
+    CascadeSelect,
+    SaveScoredImage,
 ]
 
 
