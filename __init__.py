@@ -34,6 +34,10 @@ def __dir__():
     return sorted([*globals(), *_PUBLIC])
 
 
+# Where ComfyUI finds the help pages, docs/<node id>.md.
+WEB_DIRECTORY = "./web"
+
+
 async def comfy_entrypoint():
     """Called by ComfyUI, which alone needs the nodes."""
     from .nodes import Extension
