@@ -1,12 +1,14 @@
 """Select Images and Cascade Select: what is kept, and that everything that belongs to it follows."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from comfyui_server import ExecutionError, failure
 from PIL import Image
+from tiny_vit import lively, make_joyquality
 
 from tastemaker import load_scorer, ranking
 
@@ -19,7 +21,7 @@ KEPT = ["images", "latents", "masks", "items", "scores"]
 # Where each output of the selecting nodes is.
 OUT = {name: i for i, name in enumerate(KEPT)}
 OUT |= {f"rejected_{name}": i + 5 for i, name in enumerate(KEPT)}
-OUT |= {"indices": 10, "count": 11}
+OUT |= {"indices": 10, "count": 11, "cheap_scores": 12, "judge_scores": 13, "agreement": 14}
 
 
 def draw(seed: int, height: int = 96, width: int = 96) -> Image.Image:
@@ -316,3 +318,94 @@ def test_a_failure_names_the_node(comfyui, files):
     }
     entry, _ = run(comfyui, prompt, check=False)
     assert failure(entry)["node_type"] == "TastemakerSelectImages"
+
+
+# Cascade Select
+
+
+@pytest.fixture(scope="module")
+def judge(comfyui):
+    """A checkpoint that disagrees with nano; its name in Load Scorer's menu."""
+    folder = comfyui.base / "models/tastemaker/a-judge"
+    lively(make_joyquality(), seed=3).save_pretrained(folder)
+    yield "models/tastemaker/a-judge"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def verdicts(comfyui, judge, files) -> torch.Tensor:
+    return load_scorer(comfyui.base / judge).score(files)
+
+
+def cascade(judge, judged="top k", order="best first", **inputs) -> dict:
+    values = {f"judged.{key}": inputs.pop(key) for key in ("k", "fraction") if key in inputs}
+    given = {"images": ["images", 0], "cheap": ["load", 0], "judge": ["judge", 0], "keep": 2}
+    given |= {"judged": judged, "order": order, "nothing_kept": "block the branch", **values}
+    given = {**given, "preview": True, **inputs}
+    load = {"class_type": "TastemakerLoadScorer", "inputs": {"scorer": judge}}
+    load["inputs"]["scorer.dtype"] = "float32"
+    return {"judge": load, "select": {"class_type": "TastemakerCascadeSelect", "inputs": given}}
+
+
+@pytest.mark.parametrize("order", ["best first", "original"])
+@pytest.mark.parametrize("share", [{"k": 4}, {"judged": "top fraction", "fraction": 0.3}])
+def test_the_judge_sees_only_the_best_and_keeps_its_own(
+    comfyui, files, scores, judge, verdicts, share, order
+):
+    parts = [batch_of(files[:8]), *([batch_of([file]) for file in files[8:]])]
+    names = [file.name for file in files]
+    prompt = {
+        "images": images(*parts),
+        "items": made("List", *names),
+        **cascade(judge, order=order, items=["items", 0], **share),
+    }
+    outputs = ["indices", "items", "rejected_items", "cheap_scores", "judge_scores", "agreement"]
+    entry, dump = run(comfyui, prompt, *outputs, "scores")
+    how = {key: share[key] for key in ("k", "fraction") if key in share}
+    expected = ranking.cascade(torch.arange(12), lambda i: scores[i], lambda i: verdicts[i], **how)
+    assert dump["cheap_scores"][0]["values"]["values"] == scores.tolist()
+    seen = torch.tensor(dump["judge_scores"][0]["values"]["values"])
+    torch.testing.assert_close(seen, expected.judge, rtol=0, atol=1e-5, equal_nan=True)
+    assert 0 < (~seen.isnan()).sum() == 4  # 4, and 0.3 of 12 rounded up
+    assert dump["agreement"] == [pytest.approx(expected.agreement)]
+    kept = expected.order[:2].tolist()
+    kept = sorted(kept) if order == "original" else kept
+    assert dump["indices"] == kept and dump["items"] == [names[i] for i in kept]
+    assert len(dump["rejected_items"]) == 10
+    assert dump["scores"][0]["values"]["values"] == pytest.approx(verdicts[kept].tolist(), abs=1e-5)
+    (shown,) = comfyui.files(entry, "select")
+    assert Image.open(shown).width > 300
+
+
+def test_the_judge_is_no_second_cheap_scorer(scores, verdicts):
+    """Otherwise the test above could not tell whose scores decide."""
+    best = ranking.top_k(scores, 4).kept
+    assert ranking.sort(verdicts[best]).tolist() != [0, 1, 2, 3]
+
+
+def test_only_what_is_judged_is_kept(comfyui, files, judge):
+    prompt = {"images": images(batch_of(files[:8])), **cascade(judge, k=3, keep=5)}
+    _, dump = run(comfyui, prompt, "count", "rejected_images")
+    assert dump["count"] == [3] and dump["rejected_images"][0]["shape"][0] == 5
+
+
+def test_a_judge_that_sees_nothing_keeps_nothing_or_the_cheap_best(comfyui, files, scores, judge):
+    nothing = {"judged": "top fraction", "fraction": 0.0}
+    prompt = {"images": images(batch_of(files[:8])), **cascade(judge, **nothing)}
+    _, dump = run(comfyui, prompt, "images", "count")
+    assert dump == {"images": None, "count": [0]}
+    prompt |= cascade(judge, nothing_kept="pass the best one", **nothing)
+    _, dump = run(comfyui, prompt, "indices")
+    assert dump["indices"] == [int(scores[:8].argmax())]
+
+
+def test_a_cascade_over_bad_pictures(comfyui, judge):
+    prompt = {"images": images({"count": 4, "nan": [0, 3]}), **cascade(judge, k=4)}
+    _, dump = run(comfyui, prompt, "count", "agreement")
+    assert dump["count"] == [2]
+    prompt |= {"images": images({"count": 0})}
+    _, dump = run(comfyui, prompt, "count")
+    assert dump["count"] == [0]
+    prompt |= {"images": images({"count": 1})}
+    _, dump = run(comfyui, prompt, "count", "agreement")
+    assert dump["count"] == [1] and np.isnan(dump["agreement"][0])
