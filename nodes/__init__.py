@@ -7,7 +7,9 @@ from comfy_api.latest import ComfyExtension, io
 from .cascade import CascadeSelect
 from .ensemble import EnsembleScorers
 from .folders import register_folder
+from .gate import ScoreGate
 from .load import LoadScorer
+from .report import ScoreReport
 from .save import SaveScoredImage
 from .score import ScoreImages
 from .select import SelectImages
@@ -19,7 +21,9 @@ NODES: list[type[io.ComfyNode]] = [
     ScoreImages,
     SelectImages,
     CascadeSelect,
+    ScoreGate,
     SaveScoredImage,
+    ScoreReport,
 ]
 
 

@@ -91,8 +91,8 @@ class SaveScoredImage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file_name, csv, scores=None, scorer=None, format=None) -> bool | str:
         # `format` is not asked for: a dynamic input comes all the same.
-        lacking = lacks_scores(scores, scorer)
-        return lacking if lacking is not True else refusal(file_name[0], csv[0] or None)
+        known = (lacks_scores(scores, scorer), refusal(file_name[0]), refusal(csv[0] or None, ()))
+        return next((reason for reason in known if reason is not True), True)
 
     @classmethod
     def execute(
@@ -142,7 +142,7 @@ def save_all(
     for i, picture in enumerate(pictures):
         mm.throw_exception_if_processing_interrupted()
         image, score = to_file(picture), float(scores.values[i])
-        name = names.path(template, i, image.size)
+        name = inside(output_folder(), names.name(template, i, image.size))
         texts = graph | score_texts(score, scores.card, seeds[i])
         paths.append(save_picture(image, numbered(name, suffix), how, texts))
         if table is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .images import to_pil
 from .sockets import Scores
 
 FIELDS = ("score", "scorer", "task", "seed", "rank", "width", "height", "batch_num")
+RUN_FIELDS = {"scorer": "name", "task": "task"}  # of what all images of a run have in common
 FIELDS_HELP = (
     "Fields: %score% (zero-padded; unscored where there is none), %rank% (01 is the best of this "
     "run), %scorer%, %task%, %seed%, %width%, %height%, %batch_num%, %date:yyyy-MM-dd%, and "
@@ -34,16 +35,16 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory())
 
 
-def refusal(*templates: Any) -> str | bool:
-    """What `validate_inputs` says of file names, before the first image is sampled."""
-    for template in templates:
-        if isinstance(template, str):
-            # Which nodes there are is not known yet.
-            known = FIELD.sub(lambda m: "x" if "." in m[1] else m[0], template)
-            try:
-                inside(output_folder(), fill(known, dict.fromkeys(FIELDS, "x")))
-            except ValueError as error:
-                return str(error)
+def refusal(template: Any, fields: Iterable[str] = FIELDS) -> str | bool:
+    """What `validate_inputs` says of a file name, before the first image is sampled."""
+    if not isinstance(template, str):
+        return True  # connected: it is not known yet
+    # Nor are the nodes whose widgets it may name.
+    known = FIELD.sub(lambda m: "x" if "." in m[1] else m[0], template)
+    try:
+        inside(output_folder(), fill(known, dict.fromkeys(fields, "x")))
+    except ValueError as error:
+        return str(error)
     return True
 
 
@@ -56,8 +57,8 @@ class Names:
         order = ranking.sort(scores.values).tolist()
         self.ranks = {image: rank for rank, image in enumerate(order, 1)}
 
-    def path(self, template: str, i: int, size: tuple[int, int]) -> Path:
-        """Where image `i`, of a size (width, height), goes; a counter and an ending follow."""
+    def name(self, template: str, i: int, size: tuple[int, int]) -> str:
+        """What image `i`, of a size (width, height), is called."""
         card = self.scores.card
         values = {
             "score": score_text(float(self.scores.values[i]), card.range),
@@ -69,15 +70,12 @@ class Names:
             "height": size[1],
             "batch_num": i,
         }
-        return self._inside(template, values)
+        return fill(template, values, self.now, self.widgets)
 
-    def folder(self, template: str) -> Path:
-        """Where the whole run goes."""
-        card = self.scores.card
-        return self._inside(template, {"scorer": card.name, "task": card.task})
-
-    def _inside(self, template: str, values: dict[str, Any]) -> Path:
-        return inside(output_folder(), fill(template, values, self.now, self.widgets))
+    def of_run(self, template: str) -> str:
+        """What all images together are called."""
+        values = {key: getattr(self.scores.card, name) for key, name in RUN_FIELDS.items()}
+        return fill(template, values, self.now, self.widgets)
 
 
 def seeds_of(cls: type[io.ComfyNode], given: Sequence[int] | None, count: int) -> list[int | None]:
