@@ -155,16 +155,15 @@ def text_sizes(vocab_size: int, layers: int, tied: bool) -> dict:
     )
 
 
-def make_model(
+def make_config(
     tokenizer,
     layers: int = 4,
     tied: bool = True,
     text: dict | None = None,
     vision: dict | None = None,
-    device: torch.device | str = "cpu",
 ):
-    """Qwen3_5ForConditionalGeneration with random weights that make scores differ between pictures."""
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    """Qwen3_5Config: tiny, or of the sizes given."""
+    from transformers import Qwen3_5Config
 
     def token(name: str) -> int:
         return tokenizer.convert_tokens_to_ids(name)
@@ -182,6 +181,21 @@ def make_model(
     quarter = config.text_config.head_dim // 8  # a quarter of each head's channels is rotated
     third = quarter // 3
     config.text_config.rope_parameters["mrope_section"] = [quarter - 2 * third, third, third]
+    return config
+
+
+def make_model(
+    tokenizer,
+    layers: int = 4,
+    tied: bool = True,
+    text: dict | None = None,
+    vision: dict | None = None,
+    device: torch.device | str = "cpu",
+):
+    """Qwen3_5ForConditionalGeneration with random weights that make scores differ between pictures."""
+    from transformers import Qwen3_5ForConditionalGeneration
+
+    config = make_config(tokenizer, layers, tied, text, vision)
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen3_5ForConditionalGeneration(config).eval()
