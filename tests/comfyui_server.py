@@ -65,7 +65,7 @@ class ComfyUI:
     # The process
 
     def start(self, timeout: float = 240) -> "ComfyUI":
-        """Starts and waits until it answers; RuntimeError with the log if it does not."""
+        """Starts, waits until it answers; RuntimeError with the log if it or our pack does not."""
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         with self._log_file.open("ab") as log:
@@ -79,6 +79,10 @@ class ComfyUI:
                 missing = f"\nIf a package is missing: {INSTALL}"
                 raise RuntimeError(f"ComfyUI did not start:\n{self.log()[-4000:]}{missing}")
             time.sleep(0.2)
+        if not self.nodes():
+            self.stop()
+            said = [line for line in self.log().splitlines() if self.folder in line]
+            raise RuntimeError("ComfyUI did not load the pack:\n" + "\n".join(said))
         return self
 
     def start_log(self) -> str:
