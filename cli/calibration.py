@@ -1,4 +1,4 @@
-"""Comparisons and calibrations in files: what makes ranks and win probabilities out of scores."""
+"""Comparisons in files: what makes ranks and win probabilities out of scores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 
 from ..ranking import Calibration, fit_tau, solve_b
 from ..report.rows import Row
-from ..scorers.base import fingerprint_id
-from ..scorers.ensemble import read_reference
 from .scoring import Scores
 
 Pair = tuple[Path, Path]
@@ -46,22 +44,6 @@ def fit(scores: Scores, pairs: Sequence[Pair], tau: float | None = None) -> Cali
     if tau is None:
         tau = fit_tau(*_compared(scores.rows, pairs))
     return Calibration(tau, solve_b(scores.values, tau))
-
-
-def read_calibration(path: Path, scores: Scores) -> Calibration:
-    """The calibration of these scores' scorer, from what `tastemaker calibrate --pairs` wrote.
-
-    Raises:
-        ValueError: the file has none for this fingerprint.
-    """
-    found = []
-    for entry in read_reference(path)["members"]:
-        if "calibration" in entry:
-            if fingerprint_id(entry["fingerprint"]) == scores.fingerprint_id:
-                return Calibration.from_dict(entry["calibration"])
-            found.append(f"{entry['name']} {fingerprint_id(entry['fingerprint'])}")
-    held = f"of {', '.join(found)}" if found else "none: calibrate with --pairs"
-    raise ValueError(f"{path} has no calibration of {scores.name} {scores.fingerprint_id} ({held})")
 
 
 def _compared(rows: Sequence[Row], pairs: Sequence[Pair]) -> tuple[list[float], list[list[int]]]:

@@ -53,18 +53,19 @@ def command(
 def verdict(a: float, b: float, scores: Scores, tau: float | None, calibration: Path | None) -> str:
     """Who is judged better, and how surely where that can be said."""
     from ..ranking import win_probability
-    from .calibration import read_calibration
+    from ..scorers.calibration import own_tau, read_calibration
 
     better = "they are equal" if a == b else f"{'A' if a > b else 'B'} is judged better"
     source = "as given"
     if calibration:
-        tau, source = read_calibration(calibration, scores).tau, calibration.name
+        found = read_calibration(calibration, scores.name, scores.fingerprint_id)
+        tau, source = found.tau, calibration.name
     elif tau is None:
-        if "win_probability" not in scores.card.capabilities:
+        tau, source = own_tau(scores.card), "the scorer's own"
+        if tau is None:
             return (
                 f"{better}; how likely, {scores.name}'s scores do not say "
                 f"({scores.card.unit}): give --tau or --calibration"
             )
-        tau, source = 1.0, "the scorer's own"
     probability = float(win_probability(a, b, tau))
     return f"{better}; A wins with probability {probability:.4f} (tau {tau:.6g}, {source})"

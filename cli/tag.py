@@ -95,12 +95,13 @@ def tags_of(
 ) -> list[str | None]:
     """A word for each row, None where there is no score."""
     from .. import ranking
-    from .calibration import fit, read_calibration, read_pairs
+    from ..scorers.calibration import read_calibration
+    from .calibration import fit, read_pairs
 
     if method != "calibrated":
         return ranking.quality_tags(ranking.buckets(scores.values, len(names), method), names)
     if calibration:
-        fitted = read_calibration(calibration, scores)
+        fitted = read_calibration(calibration, scores.name, scores.fingerprint_id)
     elif b is not None and tau is not None:
         fitted = ranking.Calibration(tau, b)
     else:
@@ -122,14 +123,14 @@ def _check(method: str, how: dict, b: float | None) -> None:
 
 
 def _names(labels: str | None) -> list[str]:
-    from ..ranking import QUALITY_NAMES
+    from ..ranking import QUALITY_NAMES, read_names
 
     if labels is None:
         return list(QUALITY_NAMES)
-    names = [name.strip() for name in labels.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise click.UsageError("--labels are different words with commas between")
-    return names
+    try:
+        return read_names(labels.split(","))
+    except ValueError:
+        raise click.UsageError("--labels are different words with commas between") from None
 
 
 def _export(export: Path, scores: Scores, tags: list[str | None]) -> None:

@@ -27,7 +27,7 @@ from .gate import Gate, gate
 from .ranks import percentile, spearman
 from .reference import ReferenceStatistics, reference_statistics, standardize
 from .select import Selection, best, sort, threshold, top_fraction, top_k
-from .tags import QUALITY_NAMES, quality_tags
+from .tags import QUALITY_NAMES, quality_tags, read_names, tag_caption
 
 __all__ = [
     "QUALITY_NAMES",
@@ -48,11 +48,13 @@ __all__ = [
     "percentile",
     "quality_tags",
     "rank_bucket",
+    "read_names",
     "reference_statistics",
     "solve_b",
     "sort",
     "spearman",
     "standardize",
+    "tag_caption",
     "threshold",
     "top_fraction",
     "top_k",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
+
+Position = Literal["before", "after"]
 
 QUALITY_NAMES = (
     "worst quality",
@@ -34,3 +37,24 @@ def quality_tags(
         if label not in words:
             raise ValueError(f"label {label} has no name: there are {len(names)} names, from 0")
     return [words[label] for label in labels]
+
+
+def read_names(words: Iterable[str]) -> list[str]:
+    """Names that a user wrote, without the spaces around them.
+
+    ValueError if there is none, one is empty, or two are the same.
+    """
+    names = [word.strip() for word in words]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"tags are different words, worst first, got {names}")
+    return names
+
+
+def tag_caption(
+    caption: str, tag: str | None, position: Position = "before", separator: str = ", "
+) -> str:
+    """The caption, unchanged, with a tag before or after it; no tag, or no caption, adds nothing."""
+    if position not in ("before", "after"):
+        raise ValueError(f'position must be "before" or "after", got {position!r}')
+    parts = [tag, caption] if position == "before" else [caption, tag]
+    return separator.join(parts) if tag and caption else tag or caption
