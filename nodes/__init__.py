@@ -7,12 +7,13 @@ from comfy_api.latest import ComfyExtension, io
 from .cascade import CascadeSelect
 from .ensemble import EnsembleScorers
 from .folders import register_folder
-from .gate import ScoreGate
+from .gate import ScoreGate, register_routes
 from .load import LoadScorer
 from .report import ScoreReport
 from .save import SaveScoredImage
 from .score import ScoreImages
 from .select import SelectImages
+from .tag import QualityTag
 
 # The order in which the menu shows them.
 NODES: list[type[io.ComfyNode]] = [
@@ -24,12 +25,14 @@ NODES: list[type[io.ComfyNode]] = [
     ScoreGate,
     SaveScoredImage,
     ScoreReport,
+    QualityTag,
 ]
 
 
 class Extension(ComfyExtension):
     async def on_load(self) -> None:
         register_folder()
+        register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
