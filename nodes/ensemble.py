@@ -45,19 +45,17 @@ class EnsembleScorers(io.ComfyNode):
                     tooltip="How much each counts, in order, as in: 2, 1. Empty: all the same. "
                     "0 leaves a scorer out.",
                 ),
+                io.Image.Input(
+                    "reference_images",
+                    optional=True,
+                    tooltip="Typical images, good and bad; 50 or more make a steady scale. Keep them "
+                    "the same: other images, other scores. Not needed with a file.",
+                ),
                 io.DynamicCombo.Input(
                     "reference",
                     options=[
-                        io.DynamicCombo.Option(
-                            "images",
-                            [
-                                io.Image.Input(
-                                    "images",
-                                    tooltip="Typical images, good and bad; 50 or more make a "
-                                    "steady scale. Keep them the same: other images, other scores.",
-                                )
-                            ],
-                        ),
+                        # A socket in here, alone in the first option, would fail in ComfyUI's page.
+                        io.DynamicCombo.Option("images", []),
                         io.DynamicCombo.Option(
                             "file",
                             [
@@ -70,8 +68,8 @@ class EnsembleScorers(io.ComfyNode):
                             ],
                         ),
                     ],
-                    tooltip="Where each scorer's mean and deviation come from: measured on images "
-                    "here, or read from a file of `tastemaker calibrate`.",
+                    tooltip="Where each scorer's mean and deviation come from: measured on the "
+                    "reference images, or read from a file of `tastemaker calibrate`.",
                 ),
             ],
             outputs=[
@@ -81,7 +79,11 @@ class EnsembleScorers(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, scorers: dict[str, ManagedScorer], weights: str, reference: dict[str, Any]
+        cls,
+        scorers: dict[str, ManagedScorer],
+        weights: str,
+        reference: dict[str, Any],
+        reference_images: Tensor | None = None,
     ) -> io.NodeOutput:
         members = [scorer for scorer in scorers.values() if scorer is not None]
         shares = parse_weights(weights, len(members))
@@ -89,9 +91,11 @@ class EnsembleScorers(io.ComfyNode):
             path = Path(resolve(reference["file"]))
             found = statistics_from_reference(path, [member.card for member in members])
             return io.NodeOutput(ensemble(members, *found, shares))
-        images = reference["images"]
-        statistics = [reference_statistics(member.score([images]).values) for member in members]
-        return io.NodeOutput(ensemble(members, statistics, _name(images), shares))
+        if reference_images is None:
+            raise ValueError("connect reference_images, or choose a file as the reference")
+        scores = [member.score([reference_images]).values for member in members]
+        statistics = [reference_statistics(values) for values in scores]
+        return io.NodeOutput(ensemble(members, statistics, _name(reference_images), shares))
 
     @classmethod
     def fingerprint_inputs(cls, reference: dict[str, Any] | None = None, **_: Any) -> tuple:

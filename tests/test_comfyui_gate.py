@@ -247,7 +247,7 @@ def test_scorers_never_mix(comfyui, files, scores):
             "scorers.scorer1": ["load", 0],
             "weights": "",
             "reference": "images",
-            "reference.images": ["reference", 0],
+            "reference_images": ["reference", 0],
         },
     }
     spec = json.dumps(alone(*files[:20]))

@@ -274,7 +274,7 @@ def test_an_ensemble_of_two_on_reference_images(comfyui, files, folders):
                 "scorers.scorer1": ["other", 0],
                 "weights": "3, 1",
                 "reference": "images",
-                "reference.images": ["reference", 0],
+                "reference_images": ["reference", 0],
             },
         },
         "score": score("both", "images"),
@@ -304,13 +304,21 @@ def test_bad_weights_are_told(comfyui, files, weights, message):
                 "scorers.scorer1": ["load", 0],
                 "weights": weights,
                 "reference": "images",
-                "reference.images": ["images", 0],
+                "reference_images": ["images", 0],
             },
         },
         "score": score("both", "images"),
     }
     with pytest.raises(ExecutionError, match=message):
         comfyui.run(prompt)
+
+
+def test_an_ensemble_without_a_reference_is_told(comfyui, files):
+    inputs = {"scorers.scorer0": ["load", 0], "scorers.scorer1": ["load", 0]}
+    inputs |= {"weights": "", "reference": "images"}
+    both = {"class_type": "TastemakerEnsembleScorers", "inputs": inputs}
+    with pytest.raises(ExecutionError, match="connect reference_images, or choose a file"):
+        comfyui.run(scored(files) | {"both": both, "score": score("both", "images")})
 
 
 def test_an_ensemble_from_a_file_of_calibrate(comfyui, files, folders):
