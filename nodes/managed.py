@@ -107,7 +107,9 @@ class ManagedScorer:
         with torch.inference_mode(False):
             for part in self.weights:
                 make_normal(part.patcher.model)
-            mm.load_models_gpu([part.patcher for part in self.weights], memory_required=memory)
+            patchers = [part.patcher for part in self.weights]
+            # In full: of modules that are not its own, ComfyUI would leave behind what does not fit.
+            mm.load_models_gpu(patchers, memory_required=memory, force_full_load=True)
             for part in self.weights:
                 make_normal(part.patcher.model)
         for part in self.weights:

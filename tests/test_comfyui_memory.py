@@ -247,3 +247,24 @@ def test_an_ensemble_shares_its_members_weights(inside):
     """)
     assert result[0] < 1e-6
     assert result[1:] == [["nano", "nano"], 2]
+
+
+def test_on_a_device_that_is_nearly_full_no_weight_stays_behind(inside):
+    """ComfyUI leaves modules that are not its own on the CPU when they do not fit, and says nothing.
+
+    The "meta" device stands for a GPU with room for a tenth of the scorer.
+    """
+    result = inside("""
+        from unittest.mock import patch
+        def free(device, torch_free_too=False):
+            return (100_000, 100_000) if torch_free_too else 100_000
+        fakes = dict(get_torch_device=lambda: torch.device("meta"), get_free_memory=free,
+                     minimum_inference_memory=lambda: 0, vram_state=mm.VRAMState.NORMAL_VRAM)
+        with patch.multiple(mm, **fakes):
+            scorer = nano()
+            scorer.load(1000)
+            weights = scorer.weights[0].patcher.model.parameters()
+            result = sorted({weight.device.type for weight in weights})
+            mm.current_loaded_models.clear()
+    """)
+    assert result == ["meta"]
