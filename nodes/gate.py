@@ -11,7 +11,6 @@ from typing import Any
 import folder_paths
 from aiohttp import web
 from comfy_api.latest import io
-from server import PromptServer
 from torch import Tensor
 
 from .. import ranking
@@ -45,6 +44,7 @@ class ScoreGate(io.ComfyNode):
             search_aliases=["filter queue", "overnight", "reject worst", "quality gate", "history"],
             is_input_list=True,
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 IMAGES,
                 *SCORE_INPUTS,
@@ -112,6 +112,7 @@ class ScoreGate(io.ComfyNode):
         how = {"reject_share": reject_share[0], "warm_up": warm_up[0], "window": window[0]}
         found = ranking.gate(values, past.scores, past.known, **how)
         text = describe(found, scored, len(past.scores), warm_up[0], _name(record))
+        tell(text, cls.hidden.unique_id)
         shown = _preview(candidates, found, scored, recent(past.scores, window[0]), text, cls)
         percentiles = found.percentiles.tolist()
         return outcome(candidates, found.selection, scored, percentiles, shown=shown)
@@ -140,14 +141,21 @@ def describe(found: Gate, scores: Scores, count: int, warm_up: int, name: str) -
     return f"{first}; {name} has {count} scores, kept from {format_score(found.cut)}"
 
 
+def tell(text: str, node: str) -> None:
+    """Shows a line on a node: of a node's `ui`, the page shows text only in nodes that it knows."""
+    server = PromptServer.instance
+    server.send_progress_text(text, node, server.client_id)
+
+
 def _preview(
     candidates: Candidates, found: Gate, scores: Scores, record: Tensor, text: str, cls: type
 ) -> dict[str, Any]:
     """The images over the record, its cut and their places in it; below them the line."""
     ranks = [int((record > score).sum()) + 1 for score in scores.values.double()]
+    title = text.split(";")[0] if len(scores) > 1 else text.split(":")[0]
     notes = ["" if p != p else f"above {p:.0f} %" for p in found.percentiles.tolist()]
     how = {"ranks": ranks, "notes": notes, "record": record.tolist(), "cut": found.cut}
-    picture = preview_of(candidates, found.selection, scores, cls, title=scores.card.name, **how)
+    picture = preview_of(candidates, found.selection, scores, cls, title=title, **how)
     return {**(picture.as_dict() if picture else {}), "text": (text,)}
 
 
@@ -166,6 +174,8 @@ async def _answer(request: web.Request, act: Callable[[str], int]) -> web.Respon
 
 def register_routes() -> None:
     """What the buttons of the node ask for; needs a running server, so not at import."""
+    from server import PromptServer
+
     routes = PromptServer.instance.routes
     for act in ("count", "reset", "undo_reset"):
 
