@@ -143,6 +143,8 @@ def describe(found: Gate, scores: Scores, count: int, warm_up: int, name: str) -
 
 def tell(text: str, node: str) -> None:
     """Shows a line on a node: of a node's `ui`, the page shows text only in nodes that it knows."""
+    from server import PromptServer
+
     server = PromptServer.instance
     server.send_progress_text(text, node, server.client_id)
 
