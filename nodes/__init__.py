@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .cascade import CascadeSelect
+from .compare import CompareImages
 from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .gate import ScoreGate, register_routes
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveScoredImage,
     ScoreReport,
     QualityTag,
+    CompareImages,
 ]
 
 
