@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from .. import ranking
 from .contact_sheet import BACKGROUND, CELL, MARGIN, TEXT, contact_sheet, format_score
 from .page import histogram
-from .preview import HEIGHT, SHOWN, draw_histogram
+from .preview import HEIGHT, SHOWN, WIDTH, draw_histogram
 
 KEPT, REJECTED = (74, 222, 128), (248, 113, 113)
 
@@ -48,6 +48,7 @@ def selection_preview(
         names=[notes[i] for i in shown],
         ranks=[ranks[i] for i in shown],
         title=f"{title}, {len(shown)} of them shown" if hidden else title,
+        width=WIDTH,
     )
     known = [s for s in (scores if record is None else record) if math.isfinite(s)]
     if len(known) < 3:
@@ -64,7 +65,7 @@ def framed(picture: Image.Image, kept: bool) -> Image.Image:
     small.thumbnail((CELL[1], CELL[1]), Image.Resampling.LANCZOS, reducing_gap=3)
     if kept:
         return small
-    dim = ImageEnhance.Brightness(ImageOps.grayscale(small).convert("RGB")).enhance(0.4)
+    dim = ImageEnhance.Brightness(ImageOps.grayscale(small).convert("RGB")).enhance(0.5)
     draw, side = ImageDraw.Draw(dim), max(8, min(dim.size) // 6)
     left, top, width = dim.width - side - side // 3, side // 3, max(2, side // 7)
     draw.line((left, top, left + side, top + side), REJECTED, width)
