@@ -19,7 +19,7 @@ from ..scorers.video import is_video, read_video
 Picture = str | os.PathLike | Image.Image
 
 MOST = 500  # pictures on one sheet: more could not be told apart
-WIDTH = 1920  # pixels that the grid aims at
+WIDTH = 1920  # pixels that the grid aims at by default
 CELL = (150, 400)  # least and greatest width of a picture: below, the numbers become illegible
 GAP, MARGIN = 8, 24
 
@@ -35,6 +35,7 @@ def contact_sheet(
     ranks: Sequence[int] | None = None,
     title: str = "",
     columns: int | None = None,
+    width: int = WIDTH,
 ) -> Image.Image:
     """Draws pictures in the given order, none distorted, enlarged or cropped.
 
@@ -46,9 +47,10 @@ def contact_sheet(
         ranks: by default 1, 2, 3...
         title: one line above the grid.
         columns: by default chosen so that the sheet is about 3:2.
+        width: pixels to aim at. In a narrow sheet, texts are large beside the pictures.
 
     Returns:
-        An RGB image, about 1920 px wide; wider where many columns are asked for.
+        An RGB image of about that width; wider where many columns are asked for.
     """
     n = len(pictures)
     names = [_name(picture) for picture in pictures] if names is None else names
@@ -62,7 +64,8 @@ def contact_sheet(
             raise ValueError(f"{n} pictures but {len(values)} {what}")
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        grid = _grid(list(pool.map(_size_or_none, pictures)), columns, any(names))
+        sizes = list(pool.map(_size_or_none, pictures))
+        grid = _grid(sizes, columns, any(names), width)
         cells = pool.map(lambda picture: _thumbnail_or_none(picture, grid.cell), pictures)
         sheet = Image.new("RGB", grid.size, BACKGROUND)
         draw = ImageDraw.Draw(sheet)
@@ -163,7 +166,9 @@ class _Grid(NamedTuple):
         return MARGIN + column * self.pitch[0], self.top + row * self.pitch[1]
 
 
-def _grid(sizes: Sequence[tuple[int, int] | None], columns: int | None, named: bool) -> _Grid:
+def _grid(
+    sizes: Sequence[tuple[int, int] | None], columns: int | None, named: bool, aim: int
+) -> _Grid:
     """The boxes' shape is the median picture's, so that most pictures fill theirs."""
     known = [size for size in sizes if size and 0 not in size] or [(CELL[1], CELL[1])]
     shape = statistics.median(height / width for width, height in known)
@@ -171,7 +176,7 @@ def _grid(sizes: Sequence[tuple[int, int] | None], columns: int | None, named: b
     columns = columns or _columns(len(sizes), shape)
     least, greatest = CELL
     largest = max(max(width, round(height / shape)) for width, height in known)
-    width = max(least, min(greatest, largest, WIDTH // columns - GAP))
+    width = max(least, min(greatest, largest, aim // columns - GAP))
     font = ImageFont.load_default(max(13, min(18, width // 14)))
     title = ImageFont.load_default(22)
     cell = (width, round(width * shape))

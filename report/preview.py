@@ -12,6 +12,7 @@ from .contact_sheet import BACKGROUND, MARGIN, QUIET, Picture, contact_sheet, fo
 from .page import histogram
 
 SHOWN = 48  # images of a preview: more could not be told apart in a node
+WIDTH = 720  # pixels: a node shows it smaller still, and the numbers are to be read there
 HEIGHT = 120  # pixels of the histogram
 BAR = (96, 165, 250)
 
@@ -33,6 +34,7 @@ def score_preview(
         [scores[i] for i in shown],
         names=[f"image {i}" for i in shown],
         title=title + more,
+        width=WIDTH,
     )
     finite = [score for score in scores if math.isfinite(score)]
     return _stack(sheet, draw_histogram(finite, sheet.width)) if len(finite) > 2 else sheet
