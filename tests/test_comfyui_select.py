@@ -183,6 +183,22 @@ def test_latents_keep_all_that_they_carry(comfyui, files, scores, frames, masks,
     assert both == sorted(before["samples"]["digests"])
 
 
+def test_video_with_sound_is_chosen_as_one(comfyui, files, scores):
+    prompt = {
+        "images": images(batch_of(files[:8])),
+        "latents": made("Latent", {"count": 8, "frames": 2, "nested": True}),
+        "select": select(k=3, latents=["latents", 0]),
+        "all": {"class_type": "ProbeDump", "inputs": {"name": "nested", "value": ["latents", 0]}},
+    }
+    _, dump = run(comfyui, prompt, "latents")
+    kept = ranking.top_k(scores[:8], 3).kept.tolist()
+    (before,) = json.loads((comfyui.output / "nested.json").read_text())
+    (latent,) = dump["latents"]
+    for part, whole in zip(latent["samples"], before["samples"], strict=True):
+        assert part["digests"] == [whole["digests"][i] for i in kept]
+    assert latent["batch_index"] == kept
+
+
 def test_one_mask_and_one_item_stay_for_all(comfyui, files):
     prompt = {
         "images": images(batch_of(files[:4])),

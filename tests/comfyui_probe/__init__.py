@@ -4,7 +4,8 @@ ProbeImages {"spec": [...]}  -> a list of IMAGE batches, one a part of the spec 
     in {"__value__": [...]}). A part is {"files": [names in the input folder]}, all of one size,
     or {"count", "height", "width", "channels", "seed", "nan": [indices]} with defaults.
 ProbeLatent {"spec": [...]}  -> a list of LATENTs. A part is {"count", "height", "width",
-    "frames": 5-D where above 0, "mask": masks in noise_mask, "batch_index": [...], "extra": {...}}.
+    "frames": 5-D where above 0, "nested": with sound beside it, "mask": masks in noise_mask,
+    "batch_index": [...], "extra": {...}}.
 ProbeMasks  {"spec": [...]}  -> a list of MASKs, a part {"count", "height", "width"}.
 ProbeList   {"spec": [...]}  -> the list's values, of any type.
 ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 
+import comfy.nested_tensor
 import folder_paths
 import numpy as np
 import torch
@@ -67,9 +69,22 @@ class ProbeImages(Maker):
 class ProbeLatent(Maker):
     RETURN_TYPES = ("LATENT",)
 
-    def part(self, count=1, height=6, width=6, frames=0, mask=0, batch_index=None, extra=None):
+    def part(
+        self,
+        count=1,
+        height=6,
+        width=6,
+        frames=0,
+        nested=False,
+        mask=0,
+        batch_index=None,
+        extra=None,
+    ):
         shape = (count, 4, frames, height, width) if frames else (count, 4, height, width)
         latent = {"samples": noise(*shape, seed=1)}
+        if nested:
+            sound = noise(count, 8, 20, seed=4)
+            latent["samples"] = comfy.nested_tensor.NestedTensor((latent["samples"], sound))
         if mask:
             latent["noise_mask"] = noise(mask, 1, height * 8, width * 8, seed=2)
         if batch_index is not None:
@@ -116,6 +131,8 @@ def summary(value):
         if value.ndim:
             found["digests"] = [digest(row) for row in value]
         return {**found, "values": value.tolist()} if value.numel() <= 512 else found
+    if getattr(value, "is_nested", False) and not isinstance(value, torch.Tensor):
+        return [summary(part) for part in value.tensors]
     if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **summary(fields)}
