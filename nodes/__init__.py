@@ -15,6 +15,7 @@ from .save import SaveScoredImage
 from .score import ScoreImages
 from .select import SelectImages
 from .tag import QualityTag
+from .video import ScoreVideo
 
 # The order in which the menu shows them.
 NODES: list[type[io.ComfyNode]] = [
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     ScoreReport,
     QualityTag,
     CompareImages,
+    ScoreVideo,
 ]
 
 

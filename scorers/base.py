@@ -210,6 +210,18 @@ class Scorer(nn.Module):
             raise ValueError(f"{self._card.name} judges {self._card.task!r} only, not {task!r}")
         return self
 
+    def with_video_frames(self, count: int | None) -> Scorer:
+        """The same weights, judging `count` uniform frames of a video; None for all of them.
+
+        Changes nothing where each frame is judged alone: there, whoever gives the frames decides.
+        """
+        return self
+
+    @property
+    def judges_frames_alone(self) -> bool:
+        """Whether a video's score is the mean of its frames' scores."""
+        return type(self).score_video is Scorer.score_video
+
     @property
     def card(self) -> ScorerCard:
         weights = list(self.parameters()) + list(self.buffers())

@@ -107,6 +107,14 @@ class Ensemble(Scorer):
         self._check_devices()
         return self._combine(member.score_video(frames) for member in self.members)
 
+    def with_video_frames(self, count: int | None) -> Ensemble:
+        members = [member.with_video_frames(count) for member in self.members]
+        return Ensemble(members, self.statistics, self.weights, self.reference).freeze()
+
+    @property
+    def judges_frames_alone(self) -> bool:
+        return all(member.judges_frames_alone for member in self.members)
+
     def _check_devices(self) -> None:
         # Not before they are used: a memory manager may have moved only some of them until then.
         if len({member.device for member in self.members}) > 1:

@@ -167,6 +167,13 @@ class QReAlign(Scorer):
         other.task = task
         return other
 
+    def with_video_frames(self, count: int | None) -> QReAlign:
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, or None, got {count}")
+        other = copy.copy(self)
+        other._options = replace(self._options, video_frames=count)
+        return other
+
     # --- sizes and pixels -------------------------------------------------------------------------
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:

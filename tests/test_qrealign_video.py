@@ -6,6 +6,10 @@ import torch
 from qrealign_tools import assert_close, card_id, gradient, load, pictures, tensor
 from tiny_qwen import Official, write_checkpoint
 
+from tastemaker import load_scorer
+from tastemaker.ranking import ReferenceStatistics
+from tastemaker.scorers import Ensemble
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -70,3 +74,25 @@ def test_bad_frames_are_refused(scorer):
         scorer.score_video(torch.rand(1, 0, 3, 64, 64))
     with pytest.raises(TypeError, match="uint8 or floating point"):
         scorer.score_video(torch.zeros(1, 8, 3, 64, 64, dtype=torch.int64))
+
+
+def test_another_number_of_frames_shares_the_weights(folder, scorer):
+    video = torch.rand(1, 12, 3, 64, 96)
+    for count in (3, None):
+        other = scorer.with_video_frames(count)
+        assert_close(other.score_video(video), load(folder, video_frames=count).score_video(video))
+        assert other.levels is scorer.levels and card_id(other) != card_id(scorer)
+    assert card_id(scorer.with_video_frames(8)) == card_id(scorer)
+    assert not scorer.judges_frames_alone
+    with pytest.raises(ValueError, match="at least 1"):
+        scorer.with_video_frames(0)
+
+
+def test_an_ensemble_hands_the_number_of_frames_on(scorer):
+    nano = load_scorer("nano")
+    both = Ensemble([nano, scorer], [ReferenceStatistics(0.0, 1.0, 9)] * 2, [1, 3])
+    video = torch.rand(1, 12, 3, 64, 96)
+    expected = nano.score_video(video) / 4 + scorer.with_video_frames(3).score_video(video) * 3 / 4
+    assert_close(both.with_video_frames(3).score_video(video), expected)
+    assert not both.judges_frames_alone
+    assert Ensemble([nano], [ReferenceStatistics(0.0, 1.0, 9)]).judges_frames_alone
