@@ -14,7 +14,6 @@ from .folders import cached_checkpoints, local_checkpoints, resolve, signature
 from .managed import managed
 from .sockets import CATEGORY, SCORER
 
-
 GONE = (
     "the chosen scorer is no longer in models/tastemaker/ or in the hub's cache: "
     "press R to refresh the list, and choose another"
@@ -51,7 +50,9 @@ class LoadScorer(io.ComfyNode):
                     "models/tastemaker/ and hub checkpoints that you have are listed below them.",
                 ),
             ],
-            outputs=[SCORER.Output(display_name="scorer")],
+            outputs=[
+                SCORER.Output(display_name="scorer", tooltip="The judge, for the other nodes.")
+            ],
         )
 
     @classmethod
