@@ -135,7 +135,7 @@ def _words(found: Cascade, cheap: Scores, judge: Scores) -> dict[str, Any]:
         for i, score in enumerate(cheap.values.tolist())
     ]
     judged = int((~judge.values.isnan()).sum())
-    title = f"{judge.card.name} judged {judged} of {len(cheap)} chosen by {cheap.card.name}"
+    title = f"{judge.card.name} judged {judged} of {len(cheap)}"
     if judged > 1:
         title += f", agreement {found.agreement:.2f}"
     return {"ranks": ranks.tolist(), "notes": notes, "title": title}
