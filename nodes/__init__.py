@@ -10,6 +10,7 @@ from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .gate import ScoreGate, register_routes
 from .load import LoadScorer
+from .quality_map import QualityMap
 from .report import ScoreReport
 from .save import SaveScoredImage
 from .score import ScoreImages
@@ -28,6 +29,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveScoredImage,
     ScoreReport,
     QualityTag,
+    QualityMap,
     CompareImages,
     ScoreVideo,
 ]
