@@ -10,8 +10,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .. import ranking
 from ..ranking import QUALITY_NAMES
+from ..report.panels import tag_counts
 from ..scorers.calibration import own_tau, read_calibration, scale_edges
 from .folders import FOLDER, local_checkpoints, resolve
+from .images import from_pil
 from .sockets import CATEGORY, SCORES, Scores
 
 NO_FILE = f"put a file of tastemaker calibrate --pairs into models/{FOLDER}"
@@ -105,10 +107,15 @@ class QualityTag(io.ComfyNode):
         given = captions_of(captions, len(judged))
         pairs = zip(given, tags, strict=True)
         tagged = [ranking.tag_caption(c, tag, position[0], separator[0]) for c, tag in pairs]
-        text = "\n".join(f"{tags.count(name)}  {name}" for name in reversed([*names]))
-        unscored = f"\n{tags.count(None)}  no score" if None in tags else ""
-        words = [tag or "" for tag in tags]
-        return io.NodeOutput(tagged, words, buckets.tolist(), ui=ui.PreviewText(text + unscored))
+        shown = from_pil(tag_counts(counts_of(tags, names), "Quality tags"))
+        words, shown = [tag or "" for tag in tags], ui.PreviewImage(shown, cls=cls)
+        return io.NodeOutput(tagged, words, buckets.tolist(), ui=shown)
+
+
+def counts_of(tags: list[str | None], names: list[str]) -> dict[str, int]:
+    """How often each tag was given, best first, and how often none."""
+    counts = {name: tags.count(name) for name in reversed(names)}
+    return counts | ({"no score": tags.count(None)} if None in tags else {})
 
 
 def _methods() -> list[io.DynamicCombo.Option]:

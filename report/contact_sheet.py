@@ -69,7 +69,7 @@ def contact_sheet(
         cells = pool.map(lambda picture: _thumbnail_or_none(picture, grid.cell), pictures)
         sheet = Image.new("RGB", grid.size, BACKGROUND)
         draw = ImageDraw.Draw(sheet)
-        draw.text((MARGIN, MARGIN), _fit(title, grid.title, grid.width), TEXT, grid.title)
+        draw.text((MARGIN, MARGIN), fit(title, grid.title, grid.width), TEXT, grid.title)
         for i, thumbnail in enumerate(cells):
             corner = grid.corner(i)
             _draw_picture(sheet, draw, grid, corner, thumbnail)
@@ -221,14 +221,14 @@ def _draw_caption(
     draw.text((x, y), rank, QUIET, grid.font)
     draw.text((x + grid.cell[0] - 1, y), score, TEXT, grid.font, anchor="ra")
     if name:
-        draw.text((x, y + grid.line), _fit(name, grid.font, grid.cell[0]), QUIET, grid.font)
+        draw.text((x, y + grid.line), fit(name, grid.font, grid.cell[0]), QUIET, grid.font)
 
 
 def _name(picture: Picture) -> str:
     return "" if isinstance(picture, Image.Image) else Path(picture).name
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """`text` within `width` pixels, its middle left out: file names differ at their ends."""
     # The embedded font has no accents, and a line break would not be a line.
     folded = unicodedata.normalize("NFKD", text)

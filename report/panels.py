@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .contact_sheet import BACKGROUND, EMPTY, GAP, MARGIN, QUIET, TEXT, format_score, open_thumbnail
+from .contact_sheet import (
+    BACKGROUND,
+    EMPTY,
+    GAP,
+    MARGIN,
+    QUIET,
+    TEXT,
+    fit,
+    format_score,
+    open_thumbnail,
+)
 
 PAIRS = 12  # shown of many
 BOX = (448, 448)  # pixels of a compared image
@@ -16,6 +26,7 @@ FRAMES = 24  # shown of many
 FRAME = (260, 260)
 WINNER, LOSER = (45, 212, 191), (82, 82, 91)
 LINE = 30  # pixels of a line of text
+TAGS, BARS = 240, 320  # pixels of the names of tags, and of the longest bar
 
 
 class Pair(NamedTuple):
@@ -64,6 +75,20 @@ def filmstrip(
         _centre(grid, draw, thumbnail, (x, y), (width, height))
         draw.text((x + width / 2, y + height + 4), caption, QUIET, font, anchor="ma")
     return _stacked([grid], title)
+
+
+def tag_counts(counts: Mapping[str, int], title: str = "") -> Image.Image:
+    """A bar for each tag, in the order given, with its name and count."""
+    font, most = ImageFont.load_default(18), max(1, *counts.values())
+    chart = Image.new("RGB", (TAGS + BARS + 80, LINE * len(counts)), BACKGROUND)
+    draw = ImageDraw.Draw(chart)
+    for i, (name, count) in enumerate(counts.items()):
+        y, length = i * LINE, round(BARS * count / most)
+        draw.text((0, y + LINE // 2), fit(name, font, TAGS - GAP), TEXT, font, anchor="lm")
+        if count:
+            draw.rectangle((TAGS, y + 5, TAGS + length, y + LINE - 5), WINNER)
+        draw.text((TAGS + length + GAP, y + LINE // 2), str(count), QUIET, font, anchor="lm")
+    return _stacked([chart], title)
 
 
 def _pair(pair: Pair, font: ImageFont.FreeTypeFont) -> Image.Image:

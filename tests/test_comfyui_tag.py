@@ -5,8 +5,10 @@ from itertools import count
 
 import pytest
 from comfyui_server import ExecutionError
+from PIL import Image
 
 from tastemaker import load_scorer, ranking
+from tastemaker.report.panels import tag_counts
 
 pytestmark = pytest.mark.comfyui
 
@@ -108,7 +110,10 @@ def test_captions_are_only_added_to(comfyui):
 
 def test_the_counts_are_shown(comfyui):
     entry = comfyui.run(graph("quantile", labels="bad\ngood"))
-    assert entry["outputs"]["4"]["text"] == ["2  good\n2  bad\n1  no score"]
+    (shown,) = comfyui.files(entry, "4")
+    expected = tag_counts({"good": 2, "bad": 2, "no score": 1}, "Quality tags")
+    with Image.open(shown) as picture:
+        assert picture.tobytes() == expected.tobytes()
 
 
 def test_a_calibration_file(comfyui):

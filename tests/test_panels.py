@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tastemaker.report.panels import FRAMES, PAIRS, WINNER, Pair, comparison, filmstrip, percent
+from tastemaker.report.panels import (
+    FRAMES,
+    PAIRS,
+    WINNER,
+    Pair,
+    comparison,
+    filmstrip,
+    percent,
+    tag_counts,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -71,3 +80,10 @@ def test_of_many_frames_some_are_shown_first_and_last_among_them():
 def test_only_what_is_certain_is_called_so(probability):
     text = percent(probability)
     assert (text == "100 %") == (probability == 1) and (text == "0 %") == (probability == 0)
+
+
+def test_bars_are_as_long_as_the_counts():
+    chart = (np.asarray(tag_counts({"best": 4, "worst": 1, "x" * 99: 0})) == WINNER).all(-1)
+    lengths = chart.sum(1)
+    assert set(lengths) == {0, 321, 81}
+    assert not (np.asarray(tag_counts({"only": 0})) == WINNER).all(-1).any()
