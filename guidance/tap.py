@@ -1,0 +1,116 @@
+"""The tap: whatever a diffusers pipeline samples, x0 passes through a function of yours.
+
+A scheduler's `step(output, t, x)` moves from x towards the x0 that the model's output stands for. The
+tap computes that x0, hands it over, and when another comes back, steps with the output that stands
+for it. It is exact for every solver, histories of multistep ones included, because x0 is affine in the
+output (see `schedulers`). ComfyUI's post-CFG function is the same thing.
+
+The scheduler's class is swapped for a subclass for as long as the context lasts: `isinstance` and
+`inspect.signature` see what they saw, and an instance that is copied meanwhile is not tapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .schedulers import check_scheduler, clips, level, name_of, prediction, x0_coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of the denoiser, its guidance (CFG) included, before the scheduler uses it."""
+
+    x0: Tensor  # [B, ...] float32 predicted clean latents, in the model's latent space
+    noise_ratio: float  # r in [0, 1] of the sample that x0 was predicted from
+    sigma: float  # its noise, in the scheduler's own unit
+    index: int  # calls before this one; a Heun step makes two
+    timestep: Any
+
+
+TapFunction = Callable[[Step], "Tensor | None"]
+
+
+@contextmanager
+def tap(
+    scheduler: Any, function: TapFunction, on_start: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Within the context, `function` sees every step's x0, and may return another [B, ...].
+
+    Args:
+        on_start: called when a run begins (`set_timesteps`); steps are counted from 0 again.
+
+    Raises:
+        NotImplementedError: naming a scheduler that is not supported, and what to use instead.
+        RuntimeError: the scheduler is tapped already.
+    """
+    check_scheduler(scheduler)
+    if "_tastemaker_tap" in scheduler.__dict__:
+        raise RuntimeError(f"{name_of(scheduler)} is tapped already: leave the other context first")
+    if clips(scheduler):
+        warnings.warn(
+            f"{name_of(scheduler)} clips x0 after the tap (clip_sample or thresholding): switch it off "
+            "for exact guidance",
+            stacklevel=3,
+        )
+    own = type(scheduler)
+    scheduler.__class__ = _tapped(own)
+    scheduler._tastemaker_tap = _Tap(function, on_start)
+    try:
+        yield
+    finally:
+        scheduler.__class__ = own
+        scheduler.__dict__.pop("_tastemaker_tap", None)
+
+
+class _Tap:
+    def __init__(self, function: TapFunction, on_start: Callable[[], None] | None):
+        self.function, self.on_start, self.index = function, on_start, 0
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None  # some pipelines copy their scheduler, e.g. for sound: the copy is not tapped
+
+
+@functools.cache
+def _tapped(own: type) -> type:
+    @functools.wraps(own.step)  # pipelines look for `eta` and `generator` in its signature
+    def step(
+        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **named: Any
+    ):
+        held = self.__dict__.get("_tastemaker_tap")
+        if held is not None:
+            model_output = _through(held, self, model_output, timestep, sample)
+        return own.step(self, model_output, timestep, sample, *args, **named)
+
+    @functools.wraps(own.set_timesteps)  # and for `sigmas` in this one's
+    def set_timesteps(self: Any, *args: Any, **named: Any):
+        held = self.__dict__.get("_tastemaker_tap")
+        if held is not None:
+            held.index = 0
+            if held.on_start is not None:
+                held.on_start()
+        return own.set_timesteps(self, *args, **named)
+
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    names |= {"step": step, "set_timesteps": set_timesteps}
+    return type(own.__name__, (own,), names)
+
+
+def _through(held: _Tap, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """The model's output after the tap's function has seen its x0; the very same where it is kept."""
+    here = level(scheduler, timestep)
+    a, b = x0_coefficients(here, prediction(scheduler))
+    x0 = a * sample.float() + b * output.float()
+    new = held.function(Step(x0, here.noise_ratio, here.sigma, held.index, timestep))
+    held.index += 1
+    if new is None:
+        return output
+    if new.shape != x0.shape:
+        raise ValueError(f"the tap returned {list(new.shape)} for an x0 of {list(x0.shape)}")
+    return (output.float() + (new.to(x0) - x0) / b).to(output.dtype)
