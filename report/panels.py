@@ -48,6 +48,8 @@ def comparison(pairs: Sequence[Pair], title: str = "") -> Image.Image:
     shown, font = pairs[:PAIRS], ImageFont.load_default(18)
     more = f", the first {PAIRS} of {len(pairs)}" if len(pairs) > PAIRS else ""
     rows = [_pair(pair, font) for pair in shown]
+    if len(rows) > 3:  # two abreast, or the picture would be far higher than a node
+        rows = [_beside(rows[i : i + 2]) for i in range(0, len(rows), 2)]
     return _stacked(rows, title + more)
 
 
@@ -107,6 +109,14 @@ def _pair(pair: Pair, font: ImageFont.FreeTypeFont) -> Image.Image:
         draw.text((ends[1], height + 6), format_score(score), TEXT, font, anchor="ra")
     _draw_bar(draw, (0, height + LINE, row.width - 1, height + 2 * LINE), pair.probability, font)
     return row
+
+
+def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = 2 * pictures[0].width + MARGIN
+    both = Image.new("RGB", (width, max(picture.height for picture in pictures)), BACKGROUND)
+    for i, picture in enumerate(pictures):
+        both.paste(picture, (i * (picture.width + MARGIN), 0))
+    return both
 
 
 def _draw_bar(

@@ -60,6 +60,14 @@ def test_of_many_pairs_the_first_are_drawn():
     assert heights[0] < heights[1] == heights[2] == heights[3]
 
 
+def test_every_pair_is_drawn_once():
+    pairs = [Pair(solid((255, i, 0)), solid((i, 0, 255)), 1.0, 0.0, 0.7) for i in range(1, 6)]
+    sheet = comparison(pairs)
+    for pair in pairs:
+        for picture in (pair.a, pair.b):
+            assert box(sheet, picture.getpixel((0, 0)))[2:] == (120, 80)
+
+
 @pytest.mark.parametrize("n", [1, 3, 8, 9, FRAMES])
 def test_a_filmstrip_has_every_frame_in_order(n):
     colours = [(255, i, 255 - i) for i in range(n)]
