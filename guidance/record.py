@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -40,3 +42,37 @@ class Record:
         self.rows.append(Row(step.index, step.sigma, step.noise_ratio))
         self.denoiser_calls += len(step.x0)
         return self.rows[-1]
+
+
+@dataclass
+class SearchResult:
+    """What a search kept, best first, and what it did."""
+
+    images: list[Any]  # PIL pictures; of videos, lists of frames
+    scores: Tensor  # [K]
+    seeds: list[int]  # of generators on the CPU: they make the same images again
+    prompts: list[str | None]
+    latents: Tensor | None  # [K, ...] as the pipeline decoded them
+    held_out: Tensor | None  # [K] scores of the scorer that did not choose
+    all_scores: Tensor  # [N] of all candidates, in their order
+    all_seeds: list[int]
+    record: Record
+
+    @classmethod
+    def join(cls, parts: Sequence[SearchResult], record: Record) -> SearchResult:
+        """The results of several prompts, one after the other."""
+
+        def tensors(name: str) -> Tensor | None:
+            found = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in found) else torch.cat(found)
+
+        def lists(name: str) -> list:
+            return [value for part in parts for value in getattr(part, name)]
+
+        of_tensors = ("scores", "latents", "held_out", "all_scores")
+        of_lists = ("images", "seeds", "prompts", "all_seeds")
+        return cls(
+            **{name: tensors(name) for name in of_tensors},
+            **{name: lists(name) for name in of_lists},
+            record=record,
+        )

@@ -36,11 +36,14 @@ def weighted(scorers: Scorers) -> list[tuple[Scorer, float]]:
 def rate(scorer: Scorer, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
     """The scores [B] float32 of images [B, 3, H, W] in [0, 1], on the images' device. Differentiable.
 
-    Prompts, one an image, go to scorers that take an argument `prompts`.
+    Of videos [B, T, 3, H, W], what the scorer says of a video; of a callable that knows pictures only,
+    the mean over the frames. Prompts, one an image, go to scorers that take an argument `prompts`.
 
     Raises:
         TypeError, ValueError: the scorer gave something else than one number an image.
     """
+    if images.ndim == 5:
+        return _rate_videos(scorer, images, prompts)
     device = getattr(scorer, "device", images.device)
     named: dict[str, Any] = {"prompts": list(prompts)} if prompts and reads_prompts(scorer) else {}
     scores = scorer(images.to(device), **named)
@@ -48,6 +51,14 @@ def rate(scorer: Scorer, images: Tensor, prompts: Sequence[str] | None = None) -
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{name_of(scorer)} must give a Tensor[{len(images)}], got {found}")
     return scores.float().to(images.device)
+
+
+def _rate_videos(scorer: Scorer, videos: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    if hasattr(scorer, "score_video"):
+        return scorer.score_video(videos.to(scorer.device)).to(videos.device)
+    count = videos.shape[1]
+    each = [prompt for prompt in prompts for _ in range(count)] if prompts else None
+    return rate(scorer, videos.flatten(0, 1), each).reshape(-1, count).mean(1)
 
 
 def reads_prompts(scorer: Scorer) -> bool:

@@ -1,0 +1,104 @@
+"""A diffusers pipeline as a function from seeds to pictures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .prompts import PER_PROMPT
+
+# What a search decides for itself.
+OWN = ("generator", "latents", "output_type", "return_dict", *PER_PROMPT)
+
+
+class Samples(NamedTuple):
+    pixels: Tensor  # [B, 3, H, W] in [0, 1], or [B, T, 3, H, W] of videos
+    latents: Tensor | None  # [B, ...] as the pipeline decoded them; None where it does not tell
+    steps: int  # calls of the denoiser, each for the whole batch
+
+
+def sample(
+    pipe: Any,
+    seeds: Sequence[int],
+    pipe_kwargs: Mapping[str, Any],
+    on_step: Callable[[Any, int], None] | None = None,
+) -> Samples:
+    """One run of the pipeline for one prompt, an image a seed.
+
+    A seed is that of a generator on the CPU, so it gives the same noise on any device. Image i is what
+    `pipe(..., generator=torch.Generator().manual_seed(seeds[i]))` gives alone, up to rounding.
+    """
+    names = inspect.signature(type(pipe).__call__).parameters
+    kwargs = dict(pipe_kwargs)
+    kwargs["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    kwargs["output_type"] = "pt"
+    if len(seeds) > 1:
+        kwargs[_per_prompt(pipe, names)] = len(seeds)
+    watch = _Watch(kwargs.get("callback_on_step_end"), on_step)
+    if "callback_on_step_end" in names:
+        wanted = list(kwargs.get("callback_on_step_end_tensor_inputs") or [])
+        kwargs["callback_on_step_end"] = watch
+        kwargs["callback_on_step_end_tensor_inputs"] = [*dict.fromkeys([*wanted, "latents"])]
+    output = pipe(**kwargs)
+    pixels = output.frames if hasattr(output, "frames") else output.images
+    return Samples(torch.as_tensor(pixels).float(), watch.latents, watch.steps)
+
+
+class _Watch:
+    """The callback of a run: counts, keeps the latents, and calls the user's own."""
+
+    def __init__(self, own: Callable | None, on_step: Callable[[Any, int], None] | None):
+        self.own, self.on_step = own, on_step
+        self.steps, self.latents = 0, None
+
+    def __call__(self, pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.own is not None:
+            kwargs = self.own(pipe, i, t, kwargs)
+        self.steps, self.latents = self.steps + 1, kwargs["latents"]
+        if self.on_step is not None:
+            self.on_step(pipe, i)
+        return kwargs
+
+
+def _per_prompt(pipe: Any, names: Mapping[str, Any]) -> str:
+    for name in PER_PROMPT:
+        if name in names:
+            return name
+    raise NotImplementedError(f"{type(pipe).__name__} makes one image a prompt: give batch_size=1")
+
+
+def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of a list of prompts as those of each; lists of as many texts go with them.
+
+    Raises:
+        TypeError: an argument that a search decides for itself.
+        ValueError: embeddings of several prompts.
+    """
+    if taken := [name for name in OWN if pipe_kwargs.get(name) is not None]:
+        raise TypeError(f"pipe_kwargs must leave {', '.join(taken)} to the search (seeds=, n=)")
+    embedded = pipe_kwargs.get("prompt_embeds")
+    if isinstance(embedded, Tensor) and len(embedded) > 1:
+        raise ValueError("give the embeddings of one prompt at a time")
+    prompt = pipe_kwargs.get("prompt")
+    if not isinstance(prompt, (list, tuple)):
+        return [dict(pipe_kwargs)]
+    count = len(prompt)
+
+    def of(i: int, value: Any) -> Any:
+        texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        return value[i] if texts and len(value) == count else value
+
+    return [{name: of(i, value) for name, value in pipe_kwargs.items()} for i in range(count)]
+
+
+def to_pil(pixels: Tensor) -> list[Any]:
+    """[B, 3, H, W] to pictures, as diffusers rounds; [B, T, 3, H, W] to lists of frames."""
+    if pixels.ndim == 5:
+        return [to_pil(frames) for frames in pixels]
+    eight_bit = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return [Image.fromarray(picture.contiguous().numpy()) for picture in eight_bit]

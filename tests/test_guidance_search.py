@@ -1,0 +1,183 @@
+"""Best of N on tiny pipelines of the real classes."""
+
+import numpy as np
+import pytest
+import tiny_pipes
+import torch
+from stub import Brightness
+
+from tastemaker import ranking
+from tastemaker.guidance.search import best_of_n, combine
+
+PIPES = ("SD 1.5", "Flux", "Qwen-Image", "Z-Image", "Wan")
+
+
+def red(images):
+    return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+
+def call(name):
+    """The arguments that a search leaves to the user."""
+    return {key: value for key, value in tiny_pipes.call(name).items() if key != "generator"}
+
+
+def run(name, scorer=red, pipe=None, **options):
+    pipe = pipe or tiny_pipes.make(name)
+    options = {"pipe_kwargs": call(name), "progress": False, **options}
+    return best_of_n(pipe, scorer, **options)
+
+
+def plain(name, seed, **more):
+    """What the pipeline makes of a seed by itself, as an array of its pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {**call(name), "output_type": "pil", **more}
+    output = tiny_pipes.make(name)(**arguments, generator=generator)
+    return array((output.frames if hasattr(output, "frames") else output.images)[0])
+
+
+def array(image):
+    """[H, W, 3] of a picture, [T, H, W, 3] of a video."""
+    frames = image if isinstance(image, list) else [image]
+    return np.stack([np.array(frame, float) for frame in frames]).squeeze()
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_one_of_one_is_the_plain_pipeline(name):
+    result = run(name, n=1, seeds=[7])
+    assert np.array_equal(array(result.images[0]), plain(name, 7))
+    assert result.seeds == result.all_seeds == [7]
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_keeps_the_best_and_says_which(name):
+    result = run(name, n=6, keep=2, batch_size=4, seeds=3)
+    scores = result.all_scores
+    assert result.all_seeds == list(range(3, 9)) and len(scores) == 6
+    kept = ranking.top_k(scores, 2).kept
+    assert result.seeds == [3 + int(i) for i in kept]
+    assert torch.equal(result.scores, scores[kept])
+    assert len(result.images) == len(result.latents) == 2
+    for image, seed, score in zip(result.images, result.seeds, result.scores, strict=True):
+        alone = plain(name, seed)
+        assert np.abs(array(image) - alone).max() <= 1  # rounding of batches
+        pixels = torch.from_numpy(alone).movedim(-1, -3).reshape(-1, 3, *alone.shape[-3:-1]) / 255
+        assert float(score) == pytest.approx(float(red(pixels).mean()), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_batches_change_nothing(name):
+    whole, parts = (run(name, n=5, keep=5, batch_size=b) for b in (5, 2))
+    assert whole.seeds == parts.seeds
+    torch.testing.assert_close(whole.all_scores, parts.all_scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole.latents, parts.latents, rtol=0, atol=1e-4)
+
+
+def test_what_it_cost():
+    result = run("SD 1.5", n=5, batch_size=2, held_out=Brightness())
+    steps = call("SD 1.5")["num_inference_steps"]
+    assert result.record.denoiser_calls == 5 * steps
+    assert result.record.scorer_calls == 2 * 3
+    assert result.held_out.shape == (1,)
+
+
+def test_a_list_of_prompts_is_a_search_for_each():
+    heard = []
+
+    class Pipe:
+        """What a search needs of a pipeline, with texts."""
+
+        def __call__(
+            self,
+            prompt=None,
+            num_images_per_prompt=1,
+            generator=None,
+            output_type=None,
+            negative_prompt=None,
+        ):
+            heard.append((prompt, negative_prompt, num_images_per_prompt))
+            shift = {"red": 0.0, "blue": 0.2}[prompt]
+            made = [torch.rand(3, 4, 4, generator=g) + shift for g in generator]
+            return type("Output", (), {"images": torch.stack(made).clamp(0, 1)})()
+
+    asked = []
+
+    def reader(images, prompts):
+        asked.append(prompts)
+        return images.mean((1, 2, 3))
+
+    kwargs = dict(prompt=["red", "blue"], negative_prompt=["x", "y"])
+    result = best_of_n(
+        Pipe(), reader, n=3, keep=2, batch_size=2, pipe_kwargs=kwargs, progress=False
+    )
+    assert heard == [("red", "x", 2), ("red", "x", 1), ("blue", "y", 2), ("blue", "y", 1)]
+    assert asked == [["red"] * 2, ["red"], ["blue"] * 2, ["blue"]]
+    assert result.prompts == ["red", "red", "blue", "blue"]
+    assert result.all_seeds == [0, 1, 2, 0, 1, 2] and result.latents is None
+
+
+def test_memory_that_runs_out_halves_the_batch():
+    pipe, sizes = tiny_pipes.make("SD 1.5"), []
+    own = pipe.unet.forward
+
+    def hungry(sample, *args, **named):
+        sizes.append(len(sample))
+        if len(sample) > 4:  # two candidates with CFG
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return own(sample, *args, **named)
+
+    pipe.unet.forward = hungry
+    result = run("SD 1.5", pipe=pipe, n=8, batch_size=8)
+    assert max(sizes[2:]) <= 4 and sizes[0] == 16
+    pipe.unet.forward = own
+    torch.testing.assert_close(
+        result.all_scores, run("SD 1.5", pipe=pipe, n=8, batch_size=2).all_scores, atol=1e-5, rtol=0
+    )
+
+
+def test_a_callback_of_the_users_own_is_still_called():
+    seen = []
+
+    def callback(pipe, i, t, kwargs):
+        seen.append((i, sorted(kwargs)))
+        return kwargs
+
+    kwargs = {**call("SD 1.5"), "callback_on_step_end": callback}
+    run("SD 1.5", n=1, pipe_kwargs=kwargs)
+    assert [i for i, _ in seen] == list(range(kwargs["num_inference_steps"]))
+    assert seen[0][1] == ["latents"]
+
+
+def test_several_scorers_are_compared_by_ranks():
+    table = torch.tensor([[0.0, 1.0, 2.0, 3.0], [100.0, 400.0, 300.0, 200.0]])
+    assert int(combine(table, [1.0, 0.0]).argmax()) == 3
+    assert int(combine(table, [0.2, 0.8]).argmax()) == 1
+    torch.testing.assert_close(combine(table * 7 - 3, [0.5, 0.5]), combine(table, [0.5, 0.5]))
+    table[0, 1] = torch.nan
+    assert combine(table, [0.5, 0.5]).isnan().tolist() == [False, True, False, False]
+
+
+def test_candidates_without_a_score_are_never_kept():
+    def sometimes(images):
+        scores = red(images)
+        return torch.where(scores == scores.max(), torch.nan, scores)
+
+    result = run("SD 1.5", sometimes, n=4, keep=4, batch_size=4)
+    assert len(result.images) == 3 and not result.scores.isnan().any()
+    with pytest.raises(ValueError, match="none of 2 candidates has a score"):
+        run("SD 1.5", lambda images: red(images) * torch.nan, n=2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(n=2, keep=3), "1 <= keep <= n"),
+        (dict(n=0, keep=0), "1 <= keep <= n"),
+        (dict(n=2, seeds=[1]), "1 seeds"),
+        (dict(n=2, batch_size=0), "batch_size"),
+        (dict(n=2, pipe_kwargs=dict(generator=torch.Generator())), "leave generator to the search"),
+        (dict(n=2, pipe_kwargs=dict(prompt_embeds=torch.zeros(2, 3, 4))), "one prompt at a time"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        run("SD 1.5", **options)
