@@ -52,7 +52,8 @@ for name in sys.argv[2:]:
 """
 
 SCORERS = [f"scorers.{p.stem}" for p in sorted((ROOT / "scorers").glob("[!_]*.py"))]
-MODULES = ["scorers", *SCORERS, "ranking"]
+GUIDANCE = [f"guidance.{p.stem}" for p in sorted((ROOT / "guidance").glob("[!_]*.py"))]
+MODULES = ["scorers", *SCORERS, "ranking", "guidance", *GUIDANCE]
 
 
 @pytest.fixture(scope="module")
