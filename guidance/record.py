@@ -25,7 +25,6 @@ class Row:
     push: Tensor | None = None  # [B] root mean square of the displacement of x0
     gain: float | None = None  # mean guiding reward that the pushes so far have added
     held_out_gain: float | None = None
-    survivors: list[int] | None = None  # candidates that are still being sampled
 
 
 @dataclass
@@ -33,8 +32,9 @@ class Record:
     """The steps of one run."""
 
     rows: list[Row] = field(default_factory=list)
-    denoiser_calls: int = 0  # samples times calls, guidance (CFG) not counted twice
+    denoiser_calls: int = 0  # times samples; CFG is not counted twice
     scorer_calls: int = 0
+    survivors: list[list[int]] = field(default_factory=list)  # candidates left after each cut
     gap: bool = False  # the held-out reward fell while the guiding one rose
     stopped: bool = False  # guidance was stopped for it
 

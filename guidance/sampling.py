@@ -26,19 +26,30 @@ def sample(
     pipe: Any,
     seeds: Sequence[int],
     pipe_kwargs: Mapping[str, Any],
-    on_step: Callable[[Any, int], None] | None = None,
+    on_step: Callable[[Any, int, Tensor], Tensor] | None = None,
+    on_start: Callable[[list[torch.Generator]], None] | None = None,
 ) -> Samples:
     """One run of the pipeline for one prompt, an image a seed.
 
     A seed is that of a generator on the CPU, so it gives the same noise on any device. Image i is what
     `pipe(..., generator=torch.Generator().manual_seed(seeds[i]))` gives alone, up to rounding.
+
+    Args:
+        on_step: (pipeline, index, latents) after each step to the latents to go on with.
+        on_start: gets the list of generators, one a seed, that the run uses.
     """
     names = inspect.signature(type(pipe).__call__).parameters
     kwargs = dict(pipe_kwargs)
     kwargs["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     kwargs["output_type"] = "pt"
-    if len(seeds) > 1:
+    if kwargs.get("prompt_embeds") is not None:
+        kwargs |= repeated_embeddings(
+            kwargs, len(seeds)
+        )  # not every pipeline repeats what is given
+    elif len(seeds) > 1:
         kwargs[_per_prompt(pipe, names)] = len(seeds)
+    if on_start is not None:
+        on_start(kwargs["generator"])
     watch = _Watch(kwargs.get("callback_on_step_end"), on_step)
     if "callback_on_step_end" in names:
         wanted = list(kwargs.get("callback_on_step_end_tensor_inputs") or [])
@@ -49,19 +60,29 @@ def sample(
     return Samples(torch.as_tensor(pixels).float(), watch.latents, watch.steps)
 
 
+def repeated_embeddings(kwargs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The embeddings, pooled ones and masks of one prompt, as those of `count` prompts."""
+    found = {}
+    for name, value in kwargs.items():
+        if name.endswith(("_embeds", "_embeds_mask", "_embeds_2")) and value is not None:
+            alike = value * count if isinstance(value, list) else value.repeat_interleave(count, 0)
+            found[name] = alike
+    return found
+
+
 class _Watch:
     """The callback of a run: counts, keeps the latents, and calls the user's own."""
 
-    def __init__(self, own: Callable | None, on_step: Callable[[Any, int], None] | None):
+    def __init__(self, own: Callable | None, on_step: Callable[[Any, int, Tensor], Tensor] | None):
         self.own, self.on_step = own, on_step
         self.steps, self.latents = 0, None
 
     def __call__(self, pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.own is not None:
             kwargs = self.own(pipe, i, t, kwargs)
-        self.steps, self.latents = self.steps + 1, kwargs["latents"]
         if self.on_step is not None:
-            self.on_step(pipe, i)
+            kwargs["latents"] = self.on_step(pipe, i, kwargs["latents"])
+        self.steps, self.latents = self.steps + 1, kwargs["latents"]
         return kwargs
 
 
@@ -82,7 +103,7 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     if taken := [name for name in OWN if pipe_kwargs.get(name) is not None]:
         raise TypeError(f"pipe_kwargs must leave {', '.join(taken)} to the search (seeds=, n=)")
     embedded = pipe_kwargs.get("prompt_embeds")
-    if isinstance(embedded, Tensor) and len(embedded) > 1:
+    if embedded is not None and len(embedded) > 1:
         raise ValueError("give the embeddings of one prompt at a time")
     prompt = pipe_kwargs.get("prompt")
     if not isinstance(prompt, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Best of N: sample candidates, score them, keep the best."""
+"""Best of N: sample candidates, score them, keep the best; with pruning, finish only the promising."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .. import ranking
 from ..scorers.stream import out_of_memory
+from .halving import HALVING, Candidate, Cut, Halving, check_cuts
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, rate, weighted
 from .sampling import Samples, one_prompt_each, sample, to_pil
@@ -27,6 +28,8 @@ def best_of_n(
     *,
     batch_size: int = 4,
     seeds: int | Sequence[int] = 0,
+    prune: str | Sequence[tuple[float, float]] | None = None,
+    decode: Any = "vae",
     held_out: Scorer | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
@@ -42,11 +45,17 @@ def best_of_n(
             their candidates' ranks, since their units differ.
         batch_size: candidates sampled together; halved (and kept so) when memory runs out.
         seeds: the first of n seeds in a row, or n seeds: of generators on the CPU.
+        prune: drop candidates whose previews are weak, and save their steps: "halving" (16 become 8,
+            4, 2, 1 in the first half of the run), or cuts (share of the steps done, share of the
+            candidates that goes on). How early a preview tells depends on model and scorer: measure
+            it with `calibrate_pruning`. Never fewer than `keep` go on.
+        decode: how a preview becomes pixels: "vae", an AutoencoderTiny, "linear"; see `Decoder`.
         held_out: a scorer that does not choose, only looks.
         pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
             same seeds; the results follow one another.
 
     Raises:
+        NotImplementedError: with `prune`, naming a scheduler or pipeline that cannot be pruned.
         TypeError, ValueError: naming the argument. A candidate whose score is NaN is never kept;
             ValueError if none has a score.
     """
@@ -55,13 +64,15 @@ def best_of_n(
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    cuts = check_cuts(HALVING if prune == "halving" else prune or ())
     runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
     bar = tqdm(total=n * len(runs), desc=f"best of {n}", unit="image", disable=not progress)
     found = []
     with bar:
         for kwargs in runs:
             search = _Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
-            found.append(search.best(seeds, keep))
+            candidates = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
+            found.append(search.best(candidates, seeds, keep))
             batch_size = search.batch_size
     return SearchResult.join(found, record)
 
@@ -74,30 +85,68 @@ class _Search:
         self.kwargs, self.batch_size, self.record, self.bar = kwargs, batch_size, record, bar
         self.prompt = kwargs.get("prompt")
 
-    def best(self, seeds: list[int], keep: int) -> SearchResult:
-        samples, scores, held = [], [], []
-        while len(samples) < len(seeds):
-            part = self.sample(seeds[len(samples) :])
-            scores.append(self.rate(part.pixels, [s for s, _ in self.scorers]))
-            if self.held_out is not None:
-                held.append(self.rate(part.pixels, [self.held_out]))
-            count = len(part.pixels)
-            samples += [(part.pixels[i], _row(part.latents, i)) for i in range(count)]
-            self.bar.update(count)
-        table = torch.cat(scores, 1)  # [S, N]
-        combined = combine(table, [weight for _, weight in self.scorers])
-        kept = ranking.top_k(combined, keep).kept.tolist()
+    def all(self, seeds: list[int]) -> list[Candidate]:
+        """Every seed's candidate, batch by batch."""
+        found: list[Candidate] = []
+        while len(found) < len(seeds):
+            samples = self.sample(seeds[len(found) :])
+            for i, pixels in enumerate(samples.pixels):
+                latents = None if samples.latents is None else samples.latents[i]
+                found.append(Candidate(len(found), pixels, latents))
+                self.bar.update()
+        return found
+
+    def pruned(
+        self, seeds: list[int], keep: int, cuts: Sequence[Cut], decode: Any
+    ) -> list[Candidate]:
+        """The candidates that survive the cuts."""
+
+        def preview(pixels: Tensor) -> Tensor:
+            return self.combined(pixels)
+
+        while True:
+            halving = Halving(
+                *(self.pipe, seeds, self.kwargs, cuts, preview),
+                **dict(batch_size=self.batch_size, decode=decode, least=keep),
+            )
+            try:
+                found = halving.run()
+                break
+            except RuntimeError as error:
+                self.halve(self.batch_size, error)
+            finally:
+                self.record.denoiser_calls += halving.calls
+        self.record.survivors += halving.survivors
+        self.bar.update(len(seeds))
+        return found
+
+    def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:
+        """Scores the finished candidates and keeps the best."""
+        parts = [
+            candidates[i : i + self.batch_size] for i in range(0, len(candidates), self.batch_size)
+        ]
+        pixels = [torch.stack([candidate.pixels for candidate in part]) for part in parts]
+        table = torch.cat([self.rate(x, [s for s, _ in self.scorers]) for x in pixels], 1)
+        numbers = [candidate.number for candidate in candidates]
+        scores = torch.full((len(seeds),), torch.nan)
+        scores[numbers] = combine(table, [weight for _, weight in self.scorers]).float()
+        held = None
+        if self.held_out is not None:
+            held = torch.full((len(seeds),), torch.nan)
+            held[numbers] = torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+        kept = ranking.top_k(scores, keep).kept.tolist()
         if not kept:
             raise ValueError(f"none of {len(seeds)} candidates has a score")
-        latents = [samples[i][1] for i in kept]
+        chosen = [candidates[numbers.index(number)] for number in kept]
+        told = all(candidate.latents is not None for candidate in chosen)
         return SearchResult(
-            images=to_pil(torch.stack([samples[i][0] for i in kept])),
-            scores=combined[kept],
+            images=to_pil(torch.stack([candidate.pixels for candidate in chosen])),
+            scores=scores[kept],
             seeds=[seeds[i] for i in kept],
             prompts=[self.prompt] * len(kept),
-            latents=None if latents[0] is None else torch.stack(latents),
-            held_out=torch.cat(held, 1)[0][kept] if held else None,
-            all_scores=combined,
+            latents=torch.stack([candidate.latents for candidate in chosen]) if told else None,
+            held_out=None if held is None else held[kept],
+            all_scores=scores,
             all_seeds=seeds,
             record=self.record,
         )
@@ -110,14 +159,23 @@ class _Search:
                 samples = sample(self.pipe, now, self.kwargs)
                 break
             except RuntimeError as error:
-                if len(now) == 1 or not out_of_memory(error):
-                    raise
-                log.warning("memory ran out: %d candidates at a time from here on", len(now) // 2)
-            self.batch_size = len(now) // 2
-            if torch.cuda.is_available():  # outside the handler: the traceback holds the batch
-                torch.cuda.empty_cache()
+                self.halve(len(now), error)
         self.record.denoiser_calls += samples.steps * len(now)
         return samples
+
+    def halve(self, count: int, error: RuntimeError) -> None:
+        """Halves the batch where memory ran out; raises any other error, or that of one candidate."""
+        if count == 1 or not out_of_memory(error):
+            raise error
+        log.warning("memory ran out: %d candidates at a time from here on", count // 2)
+        self.batch_size = count // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def combined(self, pixels: Tensor) -> Tensor:
+        """One score [B] a candidate, on the CPU."""
+        table = self.rate(pixels, [scorer for scorer, _ in self.scorers])
+        return combine(table, [weight for _, weight in self.scorers])
 
     @torch.no_grad()
     def rate(self, pixels: Tensor, scorers: Sequence[Scorer]) -> Tensor:
@@ -136,7 +194,3 @@ def combine(table: Tensor, weights: Sequence[float]) -> Tensor:
         return table[0]
     ranks = torch.stack([ranking.percentile(row) for row in table])
     return torch.tensor(weights, dtype=ranks.dtype) @ ranks
-
-
-def _row(latents: Tensor | None, i: int) -> Tensor | None:
-    return None if latents is None else latents[i]

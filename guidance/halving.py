@@ -1,0 +1,204 @@
+"""Successive halving: candidates that look weak early are dropped, and cost no more.
+
+A candidate is judged by the decoded x0 of its step, long before its picture is finished. All candidates
+must be compared at the same step, and not all fit into one batch: so each batch is a run of its own, in
+a thread that waits at every cut until all the others have come as far. One runs at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ranking
+from .decode import Decoder
+from .prune import Pruner, check_prunable, pruning
+from .sampling import Samples, sample
+from .tap import Step, tap
+
+
+class Cut(NamedTuple):
+    """After this share of the steps, only this share of the candidates goes on."""
+
+    after: float  # in (0, 1)
+    keep: float  # in (0, 1), of all candidates at the start
+
+
+# 16 candidates become 8, 4, 2 and 1 in the first half of the run.
+HALVING = (Cut(0.1, 1 / 2), Cut(0.2, 1 / 4), Cut(0.3, 1 / 8), Cut(0.4, 1 / 16))
+
+
+def check_cuts(cuts: Sequence[Cut | tuple[float, float]]) -> list[Cut]:
+    """ValueError unless they come one after the other and keep fewer and fewer."""
+    found = [Cut(*cut) for cut in cuts]
+    flat = [value for cut in found for value in cut]
+    ordered = all(a.after < b.after and a.keep > b.keep for a, b in pairwise(found))
+    if not all(0 < value < 1 for value in flat) or not ordered:
+        raise ValueError(f"cuts are (after, keep) in (0, 1), later ones keeping fewer: {cuts}")
+    return found
+
+
+class Candidate(NamedTuple):
+    """One that came to its end."""
+
+    number: int  # its place among the seeds
+    pixels: Tensor  # [3, H, W], or [T, 3, H, W] of a video
+    latents: Tensor | None
+
+
+class Halving:
+    """One search among candidates that are sampled together.
+
+    Args:
+        rate: pixels [B, ...] to scores [B] on the CPU.
+        decode: how x0 becomes pixels at a cut; see `Decoder`.
+        least: candidates that are never dropped.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        seeds: Sequence[int],
+        pipe_kwargs: Mapping[str, Any],
+        cuts: Sequence[Cut],
+        rate: Callable[[Tensor], Tensor],
+        *,
+        batch_size: int,
+        decode: Any = "vae",
+        least: int = 1,
+    ):
+        check_prunable(pipe, pipe_kwargs)
+        self.pipe, self.seeds, self.pipe_kwargs = pipe, list(seeds), pipe_kwargs
+        self.cuts, self.rate, self.decode, self.least = list(cuts), rate, decode, least
+        self.calls = 0  # of the denoiser, times candidates
+        self.survivors: list[list[int]] = []  # after each cut
+        starts = range(0, len(self.seeds), batch_size)
+        self.lanes = [Lane(self, i, self.seeds[i : i + batch_size]) for i in starts]
+        self.running: Lane | None = None
+
+    def run(self) -> list[Candidate]:
+        """The candidates that came to the end, in their order."""
+        with pruning(self.pipe, lambda: self.running and self.running.pruner):
+            try:
+                told = {lane: self._turn(lane, None) for lane in self.lanes}
+                for cut in self.cuts:
+                    kept = self._choose(told, cut)
+                    self.survivors.append(
+                        sorted(n for lane in kept for n in lane.numbers(kept[lane]))
+                    )
+                    told = {lane: self._turn(lane, local) for lane, local in kept.items() if local}
+            finally:
+                for lane in self.lanes:
+                    lane.stop()
+        return [candidate for lane in told for candidate in told[lane]]
+
+    def _turn(self, lane: Lane, local: list[int] | None) -> Any:
+        """Lets one batch run up to its next cut or its end; what it says there."""
+        self.running = lane
+        try:
+            return lane.proceed(local)
+        finally:
+            self.running = None
+
+    def _choose(self, told: dict[Lane, Tensor], cut: Cut) -> dict[Lane, list[int]]:
+        """Which positions of each batch go on."""
+        places = [(lane, i) for lane, scores in told.items() for i in range(len(scores))]
+        scores = torch.cat(list(told.values()))
+        count = max(self.least, math.ceil(cut.keep * len(self.seeds)))
+        chosen = ranking.top_k(scores, min(count, len(scores)), "original").kept.tolist()
+        kept: dict[Lane, list[int]] = {lane: [] for lane in told}
+        for place in chosen:
+            lane, i = places[place]
+            kept[lane].append(i)
+        return kept
+
+
+class Dropped(Exception):
+    """Ends a run of which no candidate goes on."""
+
+
+class Lane(threading.Thread):
+    """One batch's run, on a copy of the pipeline with a scheduler of its own."""
+
+    def __init__(self, halving: Halving, first: int, seeds: list[int]):
+        super().__init__(daemon=True)
+        self.halving, self.first, self.seeds = halving, first, seeds
+        self.pipe = copy.copy(halving.pipe)
+        self.pipe.scheduler = copy.deepcopy(halving.pipe.scheduler)
+        self.decoder = Decoder(self.pipe, halving.decode)
+        self.pruner: Pruner | None = None
+        self.x0: Tensor | None = None
+        self.orders: SimpleQueue[list[int] | None] = SimpleQueue()
+        self.reports: SimpleQueue[Any] = SimpleQueue()
+
+    def numbers(self, local: Sequence[int]) -> list[int]:
+        """The candidates at these positions."""
+        return [self.first + self.pruner.alive[i] for i in local]
+
+    def proceed(self, local: list[int] | None) -> Any:
+        """Starts, or goes on with those positions; scores at the next cut, or the survivors."""
+        if not self.is_alive() and self.pruner is None:
+            self.start()
+        else:
+            self.orders.put(local)
+        report = self.reports.get()
+        if isinstance(report, BaseException):
+            raise report
+        return report
+
+    def stop(self) -> None:
+        """Ends the run if it is still waiting."""
+        if self.is_alive():
+            self.orders.put(None)
+            self.join()
+
+    def run(self) -> None:
+        try:
+            self.reports.put(self._sampled())
+        except Dropped:
+            pass
+        except BaseException as error:  # the one who waits for this batch raises it
+            self.reports.put(error)
+
+    def _sampled(self) -> list[Candidate]:
+        with self.decoder.watching(), tap(self.pipe.scheduler, self._seen):
+            found: Samples = sample(
+                self.pipe, self.seeds, self.halving.pipe_kwargs, self._on_step, self._on_start
+            )
+        latents = found.latents
+        return [
+            Candidate(self.first + number, found.pixels[i], None if latents is None else latents[i])
+            for i, number in enumerate(self.pruner.alive)
+        ]
+
+    def _on_start(self, generators: list[torch.Generator]) -> None:
+        self.pruner = Pruner(self.pipe, len(self.seeds), generators)
+
+    def _seen(self, step: Step) -> None:
+        self.x0 = step.x0
+        self.halving.calls += len(step.x0)
+
+    def _on_step(self, pipe: Any, i: int, latents: Tensor) -> Tensor:
+        total = pipe.num_timesteps
+        for cut in self.halving.cuts:
+            if i == max(0, round(cut.after * total) - 1):
+                latents = self._cut(latents)
+        return latents
+
+    def _cut(self, latents: Tensor) -> Tensor:
+        """Reports the scores of the previews, waits, and drops who does not go on."""
+        with torch.no_grad():
+            self.reports.put(self.halving.rate(self.decoder(self.x0)))
+        local = self.orders.get()
+        if not local:
+            raise Dropped
+        self.x0 = self.x0[torch.as_tensor(local, device=self.x0.device)]
+        return self.pruner.keep(latents, local)

@@ -1,0 +1,151 @@
+"""Pruning: who is dropped, what it saves, and that the others never notice."""
+
+import threading
+
+import diffusers
+import pytest
+import tiny_pipes
+import torch
+
+from tastemaker.guidance.halving import HALVING, Cut, check_cuts
+from tastemaker.guidance.search import best_of_n
+
+PIPES = ("SD 1.5", "SDXL", "SD3", "Flux", "Qwen-Image", "Wan")
+CUTS = [(0.3, 0.5), (0.6, 0.25)]
+STEPS = 6
+
+
+def red(images):
+    return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+
+def arguments(name, **more):
+    named = {key: value for key, value in tiny_pipes.call(name).items() if key != "generator"}
+    return {**named, "num_inference_steps": STEPS, **more}
+
+
+def search(name, pipe=None, scorer=red, **options):
+    pipe = pipe or tiny_pipes.make(name)
+    options = {"n": 8, "keep": 2, "batch_size": 8, "prune": CUTS, "progress": False, **options}
+    options.setdefault("pipe_kwargs", arguments(name))
+    return best_of_n(pipe, scorer, **options)
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_survivors_equal_a_run_of_their_own(name, batch_size):
+    result = search(name, batch_size=batch_size)
+    assert [len(alive) for alive in result.record.survivors] == [4, 2]
+    alone = search(name, n=2, keep=2, seeds=sorted(result.seeds), prune=None, batch_size=1)
+    order = [alone.seeds.index(seed) for seed in result.seeds]
+    torch.testing.assert_close(result.latents, alone.latents[order], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.scores, alone.scores[order], rtol=0, atol=1e-5)
+
+
+SCHEDULERS = {
+    "DDIM": (diffusers.DDIMScheduler, dict(clip_sample=False)),
+    "Euler": (diffusers.EulerDiscreteScheduler, {}),
+    "Euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "Heun": (diffusers.HeunDiscreteScheduler, {}),
+    "DPM++": (diffusers.DPMSolverMultistepScheduler, {}),
+    "DPM++ SDE": (diffusers.DPMSolverMultistepScheduler, dict(algorithm_type="sde-dpmsolver++")),
+    "UniPC": (diffusers.UniPCMultistepScheduler, {}),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_histories_and_noise_go_on_with_the_survivors(scheduler):
+    kind, options = SCHEDULERS[scheduler]
+
+    def pipe():
+        return tiny_pipes.make("SD 1.5", kind(**tiny_pipes.SD_SCHEDULE, **options))
+
+    result = search("SD 1.5", pipe())
+    alone = search("SD 1.5", pipe(), n=2, seeds=sorted(result.seeds), prune=None, batch_size=1)
+    order = [alone.seeds.index(seed) for seed in result.seeds]
+    torch.testing.assert_close(result.latents, alone.latents[order], rtol=1e-4, atol=1e-4)
+
+
+def test_it_saves_the_steps_of_the_dropped():
+    pipe, seen = tiny_pipes.make("SD 1.5"), []
+    own = pipe.unet.forward
+
+    def counted(latents, *args, **named):
+        seen.append(len(latents) // 2)  # CFG
+        return own(latents, *args, **named)
+
+    pipe.unet.forward = counted
+    result = search("SD 1.5", pipe)
+    assert seen == [8, 8, 4, 4, 2, 2]
+    assert result.record.denoiser_calls == sum(seen)
+
+
+def test_batches_are_compared_with_one_another():
+    """All of the best may lie in one batch: the others then end altogether."""
+    whole, parts = (search("SD 1.5", batch_size=b) for b in (8, 2))
+    assert whole.seeds == parts.seeds
+    assert [sorted(a) for a in whole.record.survivors] == [
+        sorted(a) for a in parts.record.survivors
+    ]
+    assert threading.active_count() == 1 or not [
+        t for t in threading.enumerate() if type(t).__name__ == "Lane"
+    ]
+
+
+def test_the_dropped_have_no_score_and_the_kept_are_the_best_of_the_rest():
+    result = search("SD 1.5")
+    alive = result.record.survivors[-1]
+    scored = (~result.all_scores.isnan()).nonzero().flatten().tolist()
+    assert sorted(alive) == scored
+    assert sorted(result.seeds) == sorted(alive)
+
+
+def test_a_good_preview_finds_the_same_best():
+    whole = search("SD 1.5", n=8, keep=1, prune=None)
+    pruned = search("SD 1.5", n=8, keep=1, prune=[(0.7, 0.5)])
+    assert pruned.seeds == whole.seeds
+    assert pruned.record.denoiser_calls < whole.record.denoiser_calls
+
+
+def test_never_fewer_than_are_kept():
+    result = search("SD 1.5", n=4, keep=3, prune="halving")
+    assert [len(alive) for alive in result.record.survivors] == [3] * len(HALVING)
+    assert len(result.images) == 3
+
+
+def test_the_pipeline_is_itself_again_also_after_an_error():
+    pipe = tiny_pipes.make("SD 1.5")
+    scheduler, attributes = pipe.scheduler, set(vars(pipe))
+    calls = []
+
+    def failing(images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyError("the scorer broke")
+        return red(images)
+
+    with pytest.raises(KeyError, match="the scorer broke"):
+        search("SD 1.5", pipe, failing, batch_size=3)
+    assert pipe.scheduler is scheduler and set(vars(pipe)) == attributes
+    assert not pipe.unet._forward_pre_hooks
+    assert not [t for t in threading.enumerate() if type(t).__name__ == "Lane"]
+    search("SD 1.5", pipe)
+
+
+def test_what_cannot_be_pruned_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match="ZImagePipeline with CFG .*guidance_scale=0"):
+        search("Z-Image")
+    result = search("Z-Image", pipe_kwargs=arguments("Z-Image", guidance_scale=0.0))
+    assert len(result.images) == 2
+    pipe = tiny_pipes.make("SD 1.5", diffusers.KDPM2DiscreteScheduler(**tiny_pipes.SD_SCHEDULE))
+    with pytest.raises(NotImplementedError, match="KDPM2DiscreteScheduler is not supported"):
+        search("SD 1.5", pipe)
+
+
+@pytest.mark.parametrize(
+    "cuts", [[(0.0, 0.5)], [(0.5, 1.0)], [(0.5, 0.5), (0.4, 0.2)], [(0.2, 0.2), (0.4, 0.5)]]
+)
+def test_bad_cuts_are_refused(cuts):
+    with pytest.raises(ValueError, match="cuts are"):
+        check_cuts(cuts)
+    assert check_cuts([(0.2, 0.5)]) == [Cut(0.2, 0.5)]
