@@ -17,6 +17,10 @@ _PUBLIC = {
     "ScorerCard": ".scorers",
     "Ensemble": ".scorers",
     "ranking": ".ranking",
+    "reward_guidance": ".guidance",
+    "RewardCallback": ".guidance",
+    "best_of_n": ".guidance",
+    "SearchResult": ".guidance",
 }
 __all__ = sorted(_PUBLIC)
 
