@@ -20,6 +20,7 @@ _PUBLIC = {
     "reward_guidance": ".guidance",
     "RewardCallback": ".guidance",
     "best_of_n": ".guidance",
+    "calibrate_pruning": ".guidance",
     "SearchResult": ".guidance",
 }
 __all__ = sorted(_PUBLIC)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .tap import Step
 
 
@@ -25,6 +27,8 @@ class Row:
     push: Tensor | None = None  # [B] root mean square of the displacement of x0
     gain: float | None = None  # mean guiding reward that the pushes so far have added
     held_out_gain: float | None = None
+    ess: float | None = None  # of particles: effective share of them, in (0, 1], before resampling
+    ancestors: list[int] | None = None  # of particles: whom each one goes on from
 
 
 @dataclass
@@ -37,6 +41,23 @@ class Record:
     survivors: list[list[int]] = field(default_factory=list)  # candidates left after each cut
     gap: bool = False  # the held-out reward fell while the guiding one rose
     stopped: bool = False  # guidance was stopped for it
+
+    def plot(self, title: str = "reward") -> Image.Image:
+        """The mean reward, and the held-out one, of every measured step's preview, as a picture.
+
+        ValueError if nothing was measured.
+        """
+        from ..report.plot import plot
+
+        curves = {
+            name: [(i, float(value.mean())) for i, value in measured if value is not None]
+            for name, measured in (
+                ("guiding", [(i, row.reward) for i, row in enumerate(self.rows)]),
+                ("held out", [(i, row.held_out) for i, row in enumerate(self.rows)]),
+            )
+        }
+        found = {name: curve for name, curve in curves.items() if curve}
+        return plot(found, title=title, across="call of the denoiser")
 
     def add(self, step: Step) -> Row:
         self.rows.append(Row(step.index, step.sigma, step.noise_ratio))
@@ -57,6 +78,10 @@ class SearchResult:
     all_scores: Tensor  # [N] of all candidates, in their order
     all_seeds: list[int]
     record: Record
+    weights: Tensor | None = (
+        None  # [N] of particles, adding up to 1: images distributed as exp(lam r)
+    )
+    noise: Tensor | None = None  # [K, ...] the pipeline's `latents=` of a search among noises
 
     @classmethod
     def join(cls, parts: Sequence[SearchResult], record: Record) -> SearchResult:
@@ -69,7 +94,7 @@ class SearchResult:
         def lists(name: str) -> list:
             return [value for part in parts for value in getattr(part, name)]
 
-        of_tensors = ("scores", "latents", "held_out", "all_scores")
+        of_tensors = ("scores", "latents", "held_out", "all_scores", "weights", "noise")
         of_lists = ("images", "seeds", "prompts", "all_seeds")
         return cls(
             **{name: tensors(name) for name in of_tensors},
