@@ -52,6 +52,7 @@ class Candidate(NamedTuple):
     number: int  # its place among the seeds
     pixels: Tensor  # [3, H, W], or [T, 3, H, W] of a video
     latents: Tensor | None
+    noise: Tensor | None = None  # that it was made from, where a search is among noises
 
 
 class Halving:

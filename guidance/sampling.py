@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ def sample(
     pipe_kwargs: Mapping[str, Any],
     on_step: Callable[[Any, int, Tensor], Tensor] | None = None,
     on_start: Callable[[list[torch.Generator]], None] | None = None,
+    *,
+    gradient: bool = False,
 ) -> Samples:
     """One run of the pipeline for one prompt, an image a seed.
 
@@ -37,6 +40,7 @@ def sample(
     Args:
         on_step: (pipeline, index, latents) after each step to the latents to go on with.
         on_start: gets the list of generators, one a seed, that the run uses.
+        gradient: the pixels have a graph, back to whatever in `pipe_kwargs` requires a gradient.
     """
     names = inspect.signature(type(pipe).__call__).parameters
     kwargs = dict(pipe_kwargs)
@@ -55,9 +59,21 @@ def sample(
         wanted = list(kwargs.get("callback_on_step_end_tensor_inputs") or [])
         kwargs["callback_on_step_end"] = watch
         kwargs["callback_on_step_end_tensor_inputs"] = [*dict.fromkeys([*wanted, "latents"])]
-    output = pipe(**kwargs)
+    output = differentiable(pipe)(**kwargs) if gradient else pipe(**kwargs)
     pixels = output.frames if hasattr(output, "frames") else output.images
     return Samples(torch.as_tensor(pixels).float(), watch.latents, watch.steps)
+
+
+def differentiable(pipe: Any) -> Callable[..., Any]:
+    """The pipeline's call without its `torch.no_grad`, which is a decorator.
+
+    Raises:
+        NotImplementedError: naming a pipeline that has none to take off.
+    """
+    undecorated = getattr(type(pipe).__call__, "__wrapped__", None)
+    if undecorated is None:
+        raise NotImplementedError(f"{type(pipe).__name__} gives no gradient of its pictures")
+    return functools.partial(undecorated, pipe)
 
 
 def repeated_embeddings(kwargs: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Duck-typed: nothing of diffusers is imported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +109,18 @@ def x0_coefficients(level: Level, prediction: str) -> tuple[float, float]:
     if prediction == "flow_prediction":  # output = eps - x0
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     return 0.0, 1.0
+
+
+def adds_noise(scheduler: Any, pipe_kwargs: Mapping[str, Any]) -> bool:
+    """Whether its steps are random: then two equal samples do not stay equal."""
+    always = ("EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler")
+    config = scheduler.config
+    return (
+        name_of(scheduler) in always
+        or str(config.get("algorithm_type")).startswith("sde")
+        or bool(config.get("stochastic_sampling"))
+        or (name_of(scheduler) == "DDIMScheduler" and bool(pipe_kwargs.get("eta")))
+    )
 
 
 def clips(scheduler: Any) -> bool:

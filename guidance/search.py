@@ -70,14 +70,14 @@ def best_of_n(
     found = []
     with bar:
         for kwargs in runs:
-            search = _Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
+            search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
             candidates = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
             found.append(search.best(candidates, seeds, keep))
             batch_size = search.batch_size
     return SearchResult.join(found, record)
 
 
-class _Search:
+class Search:
     """The search for one prompt."""
 
     def __init__(self, pipe, scorers, held_out, kwargs, batch_size, record, bar):
@@ -85,15 +85,14 @@ class _Search:
         self.kwargs, self.batch_size, self.record, self.bar = kwargs, batch_size, record, bar
         self.prompt = kwargs.get("prompt")
 
-    def all(self, seeds: list[int]) -> list[Candidate]:
-        """Every seed's candidate, batch by batch."""
+    def all(self, seeds: list[int], noise: Tensor | None = None) -> list[Candidate]:
+        """Every seed's candidate, batch by batch; from these noises [N, ...] if given."""
         found: list[Candidate] = []
         while len(found) < len(seeds):
-            samples = self.sample(seeds[len(found) :])
-            for i, pixels in enumerate(samples.pixels):
-                latents = None if samples.latents is None else samples.latents[i]
-                found.append(Candidate(len(found), pixels, latents))
-                self.bar.update()
+            done = len(found)
+            samples = self.sample(seeds[done:], None if noise is None else noise[done:])
+            found += candidates(samples, done, noise)
+            self.bar.update(len(found) - done)
         return found
 
     def pruned(
@@ -122,41 +121,57 @@ class _Search:
 
     def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:
         """Scores the finished candidates and keeps the best."""
+        return self.kept(candidates, *self.judged(candidates), seeds, keep)
+
+    def judged(self, candidates: list[Candidate]) -> tuple[Tensor, Tensor | None]:
+        """Their scores [S, B], and those of the held-out scorer [B]."""
         parts = [
             candidates[i : i + self.batch_size] for i in range(0, len(candidates), self.batch_size)
         ]
         pixels = [torch.stack([candidate.pixels for candidate in part]) for part in parts]
         table = torch.cat([self.rate(x, [s for s, _ in self.scorers]) for x in pixels], 1)
+        if self.held_out is None:
+            return table, None
+        return table, torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+
+    def kept(
+        self,
+        candidates: list[Candidate],
+        table: Tensor,
+        held_out: Tensor | None,
+        seeds: list[int],
+        keep: int,
+    ) -> SearchResult:
+        """The best of judged candidates."""
         numbers = [candidate.number for candidate in candidates]
-        scores = torch.full((len(seeds),), torch.nan)
+        scores, held = torch.full((2, len(seeds)), torch.nan)
         scores[numbers] = combine(table, [weight for _, weight in self.scorers]).float()
-        held = None
-        if self.held_out is not None:
-            held = torch.full((len(seeds),), torch.nan)
-            held[numbers] = torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+        if held_out is not None:
+            held[numbers] = held_out
         kept = ranking.top_k(scores, keep).kept.tolist()
         if not kept:
             raise ValueError(f"none of {len(seeds)} candidates has a score")
         chosen = [candidates[numbers.index(number)] for number in kept]
-        told = all(candidate.latents is not None for candidate in chosen)
         return SearchResult(
             images=to_pil(torch.stack([candidate.pixels for candidate in chosen])),
             scores=scores[kept],
             seeds=[seeds[i] for i in kept],
             prompts=[self.prompt] * len(kept),
-            latents=torch.stack([candidate.latents for candidate in chosen]) if told else None,
-            held_out=None if held is None else held[kept],
+            latents=stacked([candidate.latents for candidate in chosen]),
+            held_out=None if held_out is None else held[kept],
             all_scores=scores,
             all_seeds=seeds,
             record=self.record,
+            noise=stacked([candidate.noise for candidate in chosen]),
         )
 
-    def sample(self, seeds: list[int]) -> Samples:
+    def sample(self, seeds: list[int], noise: Tensor | None = None) -> Samples:
         """The next batch."""
         while True:
             now = seeds[: self.batch_size]
+            given = {} if noise is None else {"latents": noise[: len(now)]}
             try:
-                samples = sample(self.pipe, now, self.kwargs)
+                samples = sample(self.pipe, now, {**self.kwargs, **given})
                 break
             except RuntimeError as error:
                 self.halve(len(now), error)
@@ -183,6 +198,23 @@ class _Search:
         prompts = [self.prompt] * len(pixels) if isinstance(self.prompt, str) else None
         self.record.scorer_calls += len(scorers)
         return torch.stack([rate(scorer, pixels, prompts) for scorer in scorers]).cpu()
+
+
+def candidates(samples: Samples, first: int, noise: Tensor | None = None) -> list[Candidate]:
+    """A run's, numbered from `first` on; `noise` is that of all candidates."""
+    return [
+        Candidate(
+            first + i,
+            pixels,
+            None if samples.latents is None else samples.latents[i],
+            None if noise is None else noise[first + i],
+        )
+        for i, pixels in enumerate(samples.pixels)
+    ]
+
+
+def stacked(found: Sequence[Tensor | None]) -> Tensor | None:
+    return None if any(each is None for each in found) else torch.stack(list(found))
 
 
 def combine(table: Tensor, weights: Sequence[float]) -> Tensor:
