@@ -1,0 +1,336 @@
+"""Feynman-Kac steering: n samples of one prompt, of which the better ones multiply while they form.
+
+https://arxiv.org/abs/2501.06848. Each particle carries a weight w. At a few steps the reward of its
+predicted x0 multiplies it by exp(phi_k - phi_{k-1}), with phi = lam * reward; when the weights have become
+uneven, particles are drawn in proportion to them and go on with equal ones. The factors telescope, so
+whatever was drawn, the particles at the end are those of exp(lam * reward) times the model's own
+distribution, once n is large.
+
+Weights that did not lead to a resampling are carried on to the next step: without them, they would not
+telescope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..scorers.stream import out_of_memory
+from .decode import Decoder
+from .prune import shrink_history
+from .record import Record, SearchResult
+from .rewards import Scorer, Scorers, weighted
+from .sampling import Samples, one_prompt_each, sample
+from .schedulers import Level, adds_noise, level
+from .search import Search, candidates
+from .tap import Step, tap
+
+AT = (0.2, 0.35, 0.5, 0.65)
+ETA = 0.8
+POTENTIALS = ("difference", "max")
+
+
+def steer_particles(
+    pipe: Any,
+    scorer: Scorers,
+    n: int = 8,
+    keep: int = 1,
+    *,
+    seeds: int | Sequence[int] = 0,
+    lam: float = 4.0,
+    eta: float | None = None,
+    at: Sequence[float] = AT,
+    ess: float = 0.5,
+    potential: str = "difference",
+    decode: Any = "vae",
+    held_out: Scorer | None = None,
+    pipe_kwargs: Mapping[str, Any],
+    progress: bool = True,
+) -> SearchResult:
+    """Samples `n` particles together, resamples them by their rewards on the way, keeps the best.
+
+        result = steer_particles(pipe, scorer, n=8, pipe_kwargs=dict(prompt="a lighthouse"))
+
+    Feynman-Kac steering, https://arxiv.org/abs/2501.06848: as many calls of the denoiser as best of n.
+    Higher rewards, for less variety: many of the n images descend from the same few.
+
+    Args:
+        pipe: a diffusers pipeline of images or videos. Its n particles are one batch.
+        scorer: one, several, or several with weights; none needs a gradient. Each is divided by the
+            standard deviation of its scores among the particles (the largest so far), so `lam` is
+            in deviations, whatever the scorer's unit.
+        keep: how many of the final images are returned, best first.
+        seeds: the first of n seeds in a row, or n seeds: of generators on the CPU.
+        lam: how strongly the reward counts, from 0 (not at all: the plain batch). Below 2 it does
+            little; 4 to 10 is useful.
+        eta: how much of a particle's noise is new after a resampling, in [0, 1]: copies must differ to
+            become different images. By default 0.8, and 0 where the scheduler adds noise itself.
+        at: shares of the steps after which particles are weighed, in (0, 1).
+        ess: resample when fewer than this share of the particles carry the weight, in [0, 1].
+        potential: "difference" weighs each step's reward; "max" the best so far, which forgives a
+            preview that looks worse than an earlier one. Both end at the final reward.
+        decode: how a preview becomes pixels: "vae", an AutoencoderTiny, "linear"; see `Decoder`.
+        held_out: a scorer that does not steer, only looks.
+        pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
+            same seeds; the results follow one another.
+
+    Returns:
+        Of each kept image, `seeds` names the noise that it descends from: its other ancestors' noise
+        matters too, so the same call makes it again, the seed alone does not. `weights` [n] turn
+        means over the n particles into means under exp(lam * reward). The record has each step's
+        rewards, effective sample size and ancestors.
+
+    Raises:
+        NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do.
+        TypeError, ValueError: naming the argument.
+        RuntimeError: n particles do not fit into memory.
+    """
+    seeds = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
+    if not 1 <= keep <= n or len(seeds) != n:
+        raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
+    check_options(lam, eta, at, ess, potential)
+    runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
+    if eta is None:
+        eta = 0.0 if adds_noise(pipe.scheduler, pipe_kwargs) else ETA
+    found = []
+    with tqdm(total=n * len(runs), desc="particles", unit="image", disable=not progress) as bar:
+        for kwargs in runs:
+            search = Search(pipe, scorers, held_out, kwargs, n, record, bar)
+            weights = Weights(lam, [weight for _, weight in scorers], potential)
+            particles = Particles(search, weights, Decoder(pipe, decode), eta, at, ess)
+            found.append(particles.run(seeds, keep))
+            bar.update(n)
+    return SearchResult.join(found, record)
+
+
+def check_options(
+    lam: float, eta: float | None, at: Sequence[float], ess: float, potential: str
+) -> None:
+    """Raises ValueError, naming the argument."""
+    if not lam >= 0:
+        raise ValueError(f"lam must not be negative, got {lam}")
+    for name, value in (("eta", eta or 0.0), ("ess", ess)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if not all(0 < share < 1 for share in at):
+        raise ValueError(f"at must be shares of the steps in (0, 1), got {at}")
+    if potential not in POTENTIALS:
+        raise ValueError(f"potential must be one of {', '.join(POTENTIALS)}, got {potential!r}")
+
+
+class Particles:
+    """The particles of one prompt."""
+
+    def __init__(
+        self,
+        search: Search,
+        weights: Weights,
+        decoder: Decoder,
+        eta: float,
+        at: Sequence[float],
+        ess: float,
+    ):
+        self.search, self.weights, self.decoder = search, weights, decoder
+        self.eta, self.at, self.ess = eta, sorted(at), ess
+        self.step: Step | None = None  # the last one
+        self.generators: list[torch.Generator] = []
+        self.lineage: list[int] = []  # whose initial noise each particle descends from
+
+    def run(self, seeds: list[int], keep: int) -> SearchResult:
+        self.lineage = list(range(len(seeds)))
+        finished = candidates(self._sampled(seeds), 0)
+        table, held_out = self.search.judged(finished)
+        self.weights.update(table, final=True)
+        seeds = [seeds[i] for i in self.lineage]
+        result = self.search.kept(finished, table, held_out, seeds, keep)
+        result.weights = self.weights.normalised()
+        return result
+
+    def _sampled(self, seeds: list[int]) -> Samples:
+        pipe = self.search.pipe
+        with self.decoder.watching(), tap(pipe.scheduler, self._seen):
+            try:
+                found = sample(pipe, seeds, self.search.kwargs, self._on_step, self._on_start)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise RuntimeError(
+                    f"memory ran out: {len(seeds)} particles are sampled together; give a smaller n, "
+                    "smaller pictures, or a pipeline with pipe.enable_model_cpu_offload()"
+                ) from error
+        if not found.steps:
+            raise NotImplementedError(
+                f"{type(pipe).__name__} has no callback_on_step_end: use best_of_n or search_noise"
+            )
+        return found
+
+    def _on_start(self, generators: list[torch.Generator]) -> None:
+        # Each place keeps its generator, whoever comes to stand there: copies never share noise.
+        self.generators = generators
+
+    def _seen(self, step: Step) -> None:
+        self.step = step
+        self.row = self.search.record.add(step)
+
+    def _on_step(self, pipe: Any, i: int, latents: Tensor) -> Tensor:
+        total = pipe.num_timesteps
+        between = not getattr(pipe.scheduler, "state_in_first_order", True)  # halves of a Heun step
+        due = [share for share in self.at if max(1, round(share * total)) <= i + 1]
+        if not due or between or i + 1 >= total:
+            return latents
+        self.at = self.at[len(due) :]
+        return self._weighed(pipe, latents)
+
+    @torch.no_grad()
+    def _weighed(self, pipe: Any, latents: Tensor) -> Tensor:
+        """The latents [n, ...] to go on with, resampled if the weights have become uneven."""
+        pixels, search = self.decoder(self.step.x0), self.search
+        table = search.rate(pixels, [scorer for scorer, _ in search.scorers])  # [S, n]
+        if search.held_out is not None:
+            self.row.held_out = search.rate(pixels, [search.held_out])[0]
+        self.row.reward = torch.tensor([weight for _, weight in search.scorers]) @ table
+        self.weights.update(table)
+        self.row.ess = float(effective(self.weights.log))
+        if self.row.ess >= self.ess:
+            return latents
+        index = self.weights.resample(torch.rand(1, generator=self.generators[0]))
+        self.row.ancestors = index.tolist()
+        self.lineage = [self.lineage[i] for i in self.row.ancestors]
+        return self._copied(pipe.scheduler, latents, index.to(latents.device))
+
+    def _copied(self, scheduler: Any, latents: Tensor, index: Tensor) -> Tensor:
+        """The latents of these particles, each with new noise."""
+        shrink_history(scheduler, latents.shape, index)
+        if not self.eta:
+            return latents[index]
+        if hasattr(scheduler, "last_sample"):  # UniPC would correct the new noise away with it
+            scheduler.last_sample = None
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in self.generators])
+        after = following(scheduler, self.step.timestep)
+        x, x0 = latents[index].float(), self.step.x0[index]
+        return renoised(x, x0, after, self.eta, noise.to(x)).to(latents.dtype)
+
+
+def following(scheduler: Any, timestep: Any) -> Level:
+    """Of the sample that a step at this timestep gave."""
+    return level(scheduler, next(t for t in scheduler.timesteps.tolist() if t < timestep))
+
+
+def renoised(x: Tensor, x0: Tensor, level: Level, eta: float, noise: Tensor) -> Tensor:
+    """x = alpha x0 + sigma eps with a part of its noise replaced, as much noise as before:
+
+        alpha x0 + sqrt(sigma^2 - tau^2) eps + tau n,    tau = eta sigma
+
+    Args:
+        x: [n, ...] after a step that predicted `x0`.
+        eta: 0 leaves x as it is; with 1 nothing but x0 is left of it.
+        noise: n, [n, ...], standard normal.
+    """
+    kept = math.sqrt(1 - eta**2) * (x - level.alpha * x0)
+    return level.alpha * x0 + kept + eta * level.sigma * noise
+
+
+class Weights:
+    """Of n particles, in any number of independent groups: log w, [..., n].
+
+    Args:
+        lam: of phi = lam * reward, the reward in standard deviations (see `unit`).
+        shares: the scorers' weights, [S].
+        unit: the scorers' unit if it is known; by default the standard deviation among the particles,
+            the largest so far. It may change, since phi telescopes with it.
+    """
+
+    def __init__(
+        self,
+        lam: float,
+        shares: Sequence[float] = (1.0,),
+        potential: str = "difference",
+        unit: float | None = None,
+    ):
+        self.lam, self.shares, self.potential, self.known = lam, list(shares), potential, unit
+        self.unit: Tensor | None = None  # [S, ..., 1]
+        self.log: Tensor | None = None
+        self.phi: Tensor | None = None  # that log holds already
+
+    def update(self, table: Tensor, final: bool = False) -> None:
+        """Takes in rewards [S, ..., n]. A NaN is a particle that dies.
+
+        The last update, of finished images, makes the product of all factors exp(lam * reward) for
+        "max" too.
+        """
+        phi = self._phi(table.double())
+        dead = phi.isnan()
+        phi = phi.masked_fill(dead, 0.0)
+        if self.phi is None:
+            self.log, self.phi = torch.zeros_like(phi), torch.zeros_like(phi)
+        elif self.potential == "max" and not final:
+            phi = torch.maximum(phi, self.phi)
+        self.log = (self.log + phi - self.phi).masked_fill(dead, -math.inf)
+        self.phi = phi
+        if (self.log == -math.inf).all(-1).any():
+            raise ValueError("no particle has a score")
+
+    def _phi(self, table: Tensor) -> Tensor:
+        """lam * rewards in their units, [..., n]."""
+        unit = spread(table) if self.known is None else torch.full_like(table[..., :1], self.known)
+        self.unit = unit if self.unit is None else torch.maximum(self.unit, unit)
+        # Where all are alike, no one is better.
+        rewards = torch.where(self.unit > 0, table / self.unit, table * 0)
+        return self.lam * torch.tensordot(torch.tensor(self.shares).to(table), rewards, 1)
+
+    def resample(self, u: Tensor, where: Tensor | None = None) -> Tensor:
+        """Draws particles in proportion to their weights, which are equal afterwards, their mean.
+
+        Args:
+            u: [..., 1] uniform in [0, 1).
+            where: [...] which groups; all by default.
+
+        Returns:
+            [..., n] whom each goes on from.
+        """
+        index = systematic(self.log.softmax(-1), u)
+        log = (self.log.logsumexp(-1, keepdim=True) - math.log(index.shape[-1])).expand_as(self.log)
+        if where is not None:
+            where = where.unsqueeze(-1)
+            index = torch.where(where, index, torch.arange(index.shape[-1]))
+            log = torch.where(where, log, self.log)
+        self.log, self.phi = log, self.phi.gather(-1, index)
+        return index
+
+    def normalised(self) -> Tensor:
+        """[..., n] adding up to 1."""
+        return self.log.softmax(-1).float()
+
+
+def spread(table: Tensor) -> Tensor:
+    """Standard deviation of what is not NaN, [..., n] -> [..., 1]."""
+    deviations = table - table.nanmean(-1, keepdim=True)
+    return deviations.square().nanmean(-1, keepdim=True).sqrt().nan_to_num(0.0)
+
+
+def effective(log_weights: Tensor) -> Tensor:
+    """Effective sample size as a share, [..., n] -> [...] in [1/n, 1]: 1 where all weigh alike."""
+    weights = log_weights.softmax(-1)
+    return 1 / weights.square().sum(-1) / weights.shape[-1]
+
+
+def systematic(weights: Tensor, u: Tensor) -> Tensor:
+    """Indices drawn in proportion to weights: each floor(n w) or ceil(n w) times, n w on average.
+
+    Args:
+        weights: [..., n], adding up to 1.
+        u: [..., 1] uniform in [0, 1).
+
+    Returns:
+        [..., n] in rising order.
+    """
+    n = weights.shape[-1]
+    edges = weights.double().cumsum(-1)
+    edges = edges / edges[..., -1:]
+    points = (torch.arange(n) + u.double()) / n
+    return torch.searchsorted(edges, points, right=True).clamp(max=n - 1)
