@@ -17,6 +17,7 @@ from .score import ScoreImages
 from .select import SelectImages
 from .tag import QualityTag
 from .video import ScoreVideo
+from .workflows import serve_workflows
 
 # The order in which the menu shows them.
 NODES: list[type[io.ComfyNode]] = [
@@ -39,6 +40,7 @@ class Extension(ComfyExtension):
     async def on_load(self) -> None:
         register_folder()
         register_routes()
+        serve_workflows()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
