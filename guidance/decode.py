@@ -99,8 +99,8 @@ class Decoder:
     """x0 as `Step.x0` has it -> pixels [B, 3, H, W] in [0, 1], in x0's dtype and on its device.
 
     Of a video, [B, T, 3, H, W]: `frames` of the latent frames, evenly spread, the first always among
-    them. Each is decoded by itself, as the VAE decodes the first one of a clip: exact for that one,
-    near for the others. With `frames=None` the whole clip, as the pipeline decodes it.
+    them. Each is decoded by itself, as the VAE decodes the first one of a clip: exact for that one, an
+    approximation for the others. With `frames=None` the whole clip, exactly as the pipeline decodes it.
 
     The weights are neither changed nor given gradients.
 
@@ -108,7 +108,7 @@ class Decoder:
         pipe: a diffusers pipeline.
         how: "vae", the pipeline's own; an `AutoencoderTiny` (TAESD), about 20 times faster; "linear",
             small pictures of one pixel a latent, for colours and smoke tests, by a matrix fitted to
-            the VAE's pictures of the first x0 that comes; or any callable, which gets x0 as it is.
+            the VAE's pictures of the first batch that comes; or any callable, which gets x0 as it is.
         frames: latent frames of a video to decode; None for all.
 
     Raises:
@@ -148,6 +148,9 @@ class Decoder:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within the context, runs of the pipeline tell the decoder their height and width."""
+        if self.family is None:  # a callable, which may go with any pipeline, gets x0 alone
+            yield
+            return
         own, held = self.pipe.prepare_latents, vars(self.pipe).get("prepare_latents")
         signature = inspect.signature(own)
 
