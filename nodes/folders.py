@@ -80,9 +80,9 @@ def _kind(path: Path) -> str | None:
         if path.suffix == ".json":
             return "ensemble" if _read(path).get("tastemaker") == "reference" else None
         config = _read(path / "config.json")
-    except (OSError, ValueError, AttributeError):
+        return KINDS.get(config.get("tastemaker") or config.get("model_type"))
+    except (OSError, ValueError, AttributeError, TypeError):
         return None  # not a checkpoint, or not readable: other files may lie here
-    return KINDS.get(config.get("tastemaker") or config.get("model_type"))
 
 
 def _read(path: Path) -> dict:

@@ -43,6 +43,9 @@ def folders(comfyui, tmp_path_factory):
     (root / "other" / "config.json").write_text('{"model_type": "llama"}')
     (root / "broken").mkdir()
     (root / "broken" / "config.json").write_text("{")
+    for name, config in {"a-list": "[1]", "a-listed-type": '{"model_type": ["x"]}'}.items():
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(config)
     return root
 
 
@@ -98,7 +101,7 @@ def test_the_menu_lists_what_can_be_loaded(comfyui, folders):
     ]
     own = {name.removeprefix("models/tastemaker/") for name in names[6:]}
     assert {"my.joy-quality", "my-rali", "my-q-realign"} <= own
-    assert not own & {"notes.txt", "other", "broken"}
+    assert not own & {"notes.txt", "other", "broken", "a-list", "a-listed-type"}
     widgets = {option["key"]: set(option["inputs"].get("required", {})) for option in options}
     assert widgets["nano"] == set()
     assert widgets["models/tastemaker/my.joy-quality"] == {"dtype"}
