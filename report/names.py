@@ -16,6 +16,7 @@ FIELD = re.compile(r"%([^%]+)%")
 DATE = re.compile(r"d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|yyyy|yy")
 # What some system does not allow in a name, or takes for something else.
 FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]')
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?", re.IGNORECASE)  # Windows' devices
 LONGEST = 200  # bytes of a name, so that a counter and an ending fit within any system's 255
 
 
@@ -47,8 +48,8 @@ def fill(
         node, _, widget = field.rpartition(".")
         if widget in inputs.get(node, {}):
             return _clean(inputs[node][widget])
-        fields = ", ".join(f"%{name}%" for name in values)
-        raise ValueError(f"%{field}% is not known: {fields}, %date:yyyy-MM-dd%, %KSampler.steps%")
+        fields = ", ".join(f"%{name}%" for name in (*values, "date:yyyy-MM-dd", "KSampler.steps"))
+        raise ValueError(f"%{field}% is not known: {fields}")
 
     return FIELD.sub(value, template)
 
@@ -94,6 +95,10 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
         raise ValueError(f"a file name may not hold {bad.group()!r}: {name!r}")
     if not parts[-1].strip(". "):
         raise ValueError(f"a file name is missing at the end of {name!r}")
+    # Windows would open a device, or drop a folder's last dots and blanks.
+    trailing = (part for part in parts[:-1] if part not in ("", ".") and part[-1] in ". ")
+    if bad := next((part for part in parts if RESERVED.fullmatch(part)), next(trailing, None)):
+        raise ValueError(f"Windows allows no file or folder to be called {bad!r}: {name!r}")
     if any(len(part.encode()) > LONGEST for part in parts):
         raise ValueError(f"a name is longer than {LONGEST} bytes: {name!r}")
     root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))

@@ -50,6 +50,8 @@ def test_templates(template, name):
 def test_an_unknown_field_is_named_with_those_that_are_known():
     with pytest.raises(ValueError, match=r"%scores% is not known: %score%, %date"):
         fill("%scores%", {"score": "1"}, NOW)
+    with pytest.raises(ValueError, match=r"%scores% is not known: %date:yyyy"):
+        fill("%scores%", {}, NOW)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,19 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 def test_names_that_no_file_may_have_are_refused(tmp_path, name):
     with pytest.raises(ValueError):
         inside(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["con", "NUL/x", "x/aux.csv", "com1.tar.gz", "a./b", "a /b", ".../b"]
+)
+def test_names_that_windows_takes_for_something_else_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="Windows"):
+        inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["console", "a.con/x", "com10", "./a. ", ".hidden/x"])
+def test_names_that_only_look_so_are_not(tmp_path, name):
+    assert inside(tmp_path, name).is_relative_to(tmp_path)
 
 
 def test_links_that_lead_out_are_refused_and_others_are_not(tmp_path):
