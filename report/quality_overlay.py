@@ -15,6 +15,7 @@ from .contact_sheet import BACKGROUND, QUIET, TEXT, format_score
 
 # From best to worst; told apart by the colour-blind too, since the lightness changes with the hue.
 COLOURS = ((38, 70, 140), (60, 140, 190), (240, 225, 150), (245, 140, 50), (215, 25, 40))
+LEGEND = 32  # pixels: narrower, there is no room for its bar; of a narrower picture it is cut off
 COVER = (0.15, 0.65)  # share of the colour over the picture, at the best and at the worst score
 
 
@@ -37,7 +38,7 @@ def draw_overlay(
     mixed = mixed.where(~_outline(mask, 2 * line)[..., None], torch.zeros(3))
     mixed = mixed.where(~_outline(mask, line)[..., None], torch.ones(3))
     shown = Image.fromarray((255 * mixed).round().clamp(0, 255).byte().numpy())
-    legend = draw_legend(shown.width, scale, title)
+    legend = draw_legend(max(shown.width, LEGEND), scale, title)
     both = Image.new("RGB", (shown.width, shown.height + legend.height), BACKGROUND)
     both.paste(shown)
     both.paste(legend, (0, shown.height))

@@ -227,10 +227,11 @@ def test_the_overlay_colours_what_is_lost_and_keeps_the_picture_above_its_legend
     assert drawn[200:].max() > 200, "the legend has writing"
 
 
-@pytest.mark.parametrize("size", [(1, 1), (9, 40), (40, 9)])
-def test_tiny_pictures_and_pictures_without_a_score_are_drawn(size):
-    nothing = torch.full(size, torch.nan)
-    drawn = draw_overlay(torch.rand(*size, 3), nothing, nothing < 0, (math.nan, math.nan))
+@pytest.mark.parametrize("score", [0.0, math.nan])
+@pytest.mark.parametrize("size", [(1, 1), (9, 40), (40, 9), (40, 8)])
+def test_tiny_pictures_and_pictures_without_a_score_are_drawn(size, score):
+    field = torch.full(size, score)
+    drawn = draw_overlay(torch.rand(*size, 3), field, field < 0, (score - 1, score))
     assert drawn.width == size[1]
 
 
