@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
@@ -91,7 +92,7 @@ class SaveScoredImage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file_name, csv, scores=None, scorer=None, format=None) -> bool | str:
         # `format` is not asked for: a dynamic input comes all the same.
-        known = (lacks_scores(scores, scorer), refusal(file_name[0]), refusal(csv[0] or None, ()))
+        known = (lacks_scores(scores, scorer), refusal(file_name[0]), refused_table(csv[0]))
         return next((reason for reason in known if reason is not True), True)
 
     @classmethod
@@ -105,7 +106,7 @@ class SaveScoredImage(io.ComfyNode):
         scorer: list[ManagedScorer] | None = None,
         seed: list[int] | None = None,
     ) -> io.NodeOutput:
-        table = table_of(csv[0])
+        table = Table(table_path(csv[0]), COLUMNS) if csv[0].strip() else None
         judged = Candidates(images).scores(scores, scorer)
         seeds = seeds_of(cls, seed, len(judged))
         saved = save_all(cls, singles(images), judged, seeds, file_name[0], format, table)
@@ -159,14 +160,22 @@ def file_format(format: dict[str, list]) -> tuple[str, dict[str, Any]]:
     return ".webp", webp(format["quality"][0] if kind == "WebP" else None)
 
 
-def table_of(name: str) -> Table | None:
-    """The table that a widget names; ValueError if it cannot be added to."""
-    if not name.strip():
-        return None
+def table_path(name: str) -> Path:
+    """Where the table lies that a widget names; ValueError if none can lie there."""
     path = inside(output_folder(), fill(name.strip(), {}))
     if path.suffix.lower() != ".csv":
         raise ValueError(f"csv: a table's name ends in .csv, got {name!r}")
-    return Table(path, COLUMNS)
+    return path
+
+
+def refused_table(name: str | None) -> str | bool:
+    """What `validate_inputs` says of a table's name; nothing of one that is connected."""
+    try:
+        if name and name.strip():
+            table_path(name)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def row_of(path, score, scores, seed, size, now: datetime) -> tuple:

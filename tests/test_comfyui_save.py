@@ -239,6 +239,12 @@ def test_bad_names_are_refused_before_the_prompt_runs(comfyui, pictures, name, w
     assert sorted(comfyui.base.rglob("*.png")) == before
 
 
+@pytest.mark.parametrize("name", ["scores.txt", "scores", ".csv"])
+def test_a_table_of_another_ending_is_refused_before_the_prompt_runs(comfyui, pictures, name):
+    with pytest.raises(ExecutionError, match="Custom validation failed.*ends in .csv"):
+        comfyui.queue(graph(pictures, csv=name))
+
+
 def test_a_link_that_leads_out_is_refused(comfyui, pictures, tmp_path):
     (comfyui.output / "out").symlink_to(tmp_path)
     try:
