@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..ranking import Selection
 from ..report.selection import selection_preview
-from .images import from_pil, singles, to_pil
+from .images import Pictures, from_pil, singles
 from .managed import ManagedScorer
 from .sockets import SCORER, SCORES, Scores
 
@@ -174,7 +174,7 @@ def preview_of(
     """What the node shows: those kept, and dimmed those rejected."""
     if not len(candidates):
         return None
-    pictures = [to_pil(picture) for picture in singles(candidates.images)]
+    pictures = Pictures(singles(candidates.images))
     kept, rejected = (part.tolist() for part in selection)
     sheet = selection_preview(pictures, scores.values.tolist(), kept, rejected, **how)
     return ui.PreviewImage(from_pil(sheet), cls=cls)

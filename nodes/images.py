@@ -37,6 +37,19 @@ def to_pil(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+class Pictures(Sequence[Image.Image]):
+    """Pictures [H, W, C] as `to_pil` makes them, when asked for: of hundreds, a preview shows 48."""
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return to_pil(self.tensors[i])
+
+
 def from_pil(picture: Image.Image) -> Tensor:
     """An RGB picture to an IMAGE batch of one, [1, H, W, 3] float32."""
     pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..report.preview import SHOWN, score_preview
-from .images import from_pil, singles, to_pil
+from .images import Pictures, from_pil, singles
 from .managed import ManagedScorer
 from .sockets import CATEGORY, SCORER, SCORES, Scores
 
@@ -55,7 +55,7 @@ class ScoreImages(io.ComfyNode):
 def preview_of(images: list[Tensor], scores: Scores, cls: type[io.ComfyNode]) -> ui.PreviewImage:
     """What the node shows: the images with their scores, best first."""
     card = scores.card
-    pictures = [to_pil(picture) for picture in singles(images)]
+    pictures = Pictures(singles(images))
     title = f"{card.name} ({card.task})"
     sheet = score_preview(pictures, scores.values.tolist(), title=title)
     return ui.PreviewImage(from_pil(sheet), cls=cls)
