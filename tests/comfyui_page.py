@@ -79,6 +79,7 @@ class Page:
     def open(self, query: str = "") -> "Page":
         """Opens the page afresh, with an empty graph; or with what `query` asks for."""
         self.server.post("/settings", SETTINGS)
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # of `_fit`
         self.browser.get(f"{self.server.url}/{query}")
         ready = "return !!(window.app?.vueAppReady && app.canvas && app.extensionManager)"
         self.until(ready, "the page did not start")
