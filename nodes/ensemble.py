@@ -33,6 +33,7 @@ class EnsembleScorers(io.ComfyNode):
             "deviations from its own mean on the reference images. Scales then do not matter, and "
             "an image's score does not depend on its company.",
             search_aliases=["combine scorers", "average scores", "committee"],
+            is_input_list=True,
             inputs=[
                 io.Autogrow.Input(
                     "scorers",
@@ -48,8 +49,9 @@ class EnsembleScorers(io.ComfyNode):
                 io.Image.Input(
                     "reference_images",
                     optional=True,
-                    tooltip="Typical images, good and bad; 50 or more make a steady scale. Keep them "
-                    "the same: other images, other scores. Not needed with a file.",
+                    tooltip="Typical images, good and bad, as a batch or a list of any sizes; 50 or "
+                    "more make a steady scale. Keep them the same: other images, other scores. Not "
+                    "needed with a file.",
                 ),
                 io.DynamicCombo.Input(
                     "reference",
@@ -80,26 +82,26 @@ class EnsembleScorers(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        scorers: dict[str, ManagedScorer],
-        weights: str,
-        reference: dict[str, Any],
-        reference_images: Tensor | None = None,
+        scorers: dict[str, list[ManagedScorer]],
+        weights: list[str],
+        reference: dict[str, list[Any]],
+        reference_images: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        members = [scorer for scorer in scorers.values() if scorer is not None]
-        shares = parse_weights(weights, len(members))
-        if reference["reference"] == "file":
-            path = Path(resolve(reference["file"]))
+        members = [scorer[0] for scorer in scorers.values() if scorer]
+        shares = parse_weights(weights[0], len(members))
+        if reference["reference"][0] == "file":
+            path = Path(resolve(reference["file"][0]))
             found = statistics_from_reference(path, [member.card for member in members])
             return io.NodeOutput(ensemble(members, *found, shares))
         if reference_images is None:
             raise ValueError("connect reference_images, or choose a file as the reference")
-        scores = [member.score([reference_images]).values for member in members]
+        scores = [member.score(reference_images).values for member in members]
         statistics = [reference_statistics(values) for values in scores]
         return io.NodeOutput(ensemble(members, statistics, _name(reference_images), shares))
 
     @classmethod
-    def fingerprint_inputs(cls, reference: dict[str, Any] | None = None, **_: Any) -> tuple:
-        file = (reference or {}).get("file")
+    def fingerprint_inputs(cls, reference: dict[str, list[Any]] | None = None, **_: Any) -> tuple:
+        (file,) = (reference or {}).get("file") or [None]
         return signature(resolve(file)) if file and file != NO_FILE else ()
 
 
@@ -151,10 +153,10 @@ def _files() -> list[str]:
     return [name for name, kind in local_checkpoints().items() if kind == "ensemble"]
 
 
-def _name(images: Tensor) -> str:
+def _name(images: list[Tensor]) -> str:
     """Stands for a set of reference images."""
-    digest = hashlib.sha256()
-    for picture in singles([images]):
+    digest, pictures = hashlib.sha256(), singles(images)
+    for picture in pictures:
         pixels = to_pixels(picture)
         digest.update(b"nan" if pixels is None else pixels.cpu().numpy().tobytes())
-    return f"{len(images)} reference images {digest.hexdigest()[:8]}"
+    return f"{len(pictures)} reference images {digest.hexdigest()[:8]}"

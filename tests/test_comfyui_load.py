@@ -295,6 +295,16 @@ def test_an_ensemble_of_two_on_reference_images(comfyui, files, folders):
     torch.testing.assert_close(mixed, expected.float(), atol=1e-5, rtol=0)
 
 
+def test_reference_images_may_be_a_list_of_sizes(comfyui, files):
+    inputs = {"scorers.scorer0": ["load", 0], "scorers.scorer1": ["load", 0], "weights": ""}
+    inputs |= {"reference": "images", "reference_images": ["images", 0]}
+    both = {"class_type": "TastemakerEnsembleScorers", "inputs": inputs}
+    comfyui.run(scored(files) | {"both": both, "score": score("both", "images")})
+    own = load_scorer("nano", device="cpu").score(files).double()
+    expected = ((own - own.mean()) / own.std(correction=0)).float()
+    torch.testing.assert_close(torch.tensor(dumped(comfyui)), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "weights, message", [("1", "2 scorers need 2 weights"), ("a, b", "numbers")]
 )
