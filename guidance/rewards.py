@@ -119,11 +119,11 @@ def ascent(
 
 def unit(gradient: Tensor) -> Tensor:
     """[B, ...] of norm 1 a sample; 0 stays 0, and what is not finite becomes 0."""
-    kept = gradient.dtype
-    gradient = finite(
-        gradient
-    ).double()  # whose squares do not vanish where a scorer's unit is tiny
-    return (gradient / norms(gradient).clamp_min(1e-300)).to(kept)
+    gradient = finite(gradient)
+    # By the largest first: squares vanish or overflow where a scorer's unit is tiny or huge.
+    largest = along(gradient.flatten(1).abs().amax(1), gradient).clamp_min(1e-30)
+    gradient = gradient / largest
+    return gradient / norms(gradient).clamp_min(1e-30)
 
 
 def norms(x: Tensor) -> Tensor:
