@@ -123,7 +123,8 @@ def _methods() -> list[io.DynamicCombo.Option]:
     edges = io.String.Input(
         "edges",
         default="0.2, 0.4, 0.6, 0.8",
-        tooltip="The lowest score of each tag but the worst, ascending: one fewer than there are tags.",
+        tooltip="The lowest score of each tag but the worst, in the scorer's unit, ascending: one "
+        "fewer than there are tags.",
     )
     tau = io.Float.Input(
         "tau",
@@ -140,7 +141,7 @@ def _methods() -> list[io.DynamicCombo.Option]:
         min=-1e6,
         max=1e6,
         step=0.01,
-        tooltip="The score in the middle of the scale (rank 5 of 10).",
+        tooltip="The score in the middle of the scale (rank 5 of 10), in the scorer's unit.",
     )
     files = [name for name, kind in local_checkpoints().items() if kind == "ensemble"]
     file = io.Combo.Input(
