@@ -178,6 +178,9 @@ def _zimage():
         axes_dims=[4, 4, 8],
         axes_lens=[256, 32, 32],
     )
+    for name, parameter in transformer.named_parameters():
+        if "pad_token" in name:  # which older releases leave as memory happens to be
+            torch.nn.init.normal_(parameter, std=0.02)
     return ZImagePipeline(
         transformer=transformer,
         vae=_vae(16, scaling_factor=0.3611, shift_factor=0.1159),
