@@ -37,7 +37,7 @@ def score_preview(
         width=WIDTH,
     )
     finite = [score for score in scores if math.isfinite(score)]
-    return _stack(sheet, draw_histogram(finite, sheet.width)) if len(finite) > 2 else sheet
+    return stack(sheet, draw_histogram(finite, sheet.width)) if len(finite) > 2 else sheet
 
 
 def draw_histogram(scores: Sequence[float], width: int, height: int = HEIGHT) -> Image.Image:
@@ -61,7 +61,8 @@ def draw_histogram(scores: Sequence[float], width: int, height: int = HEIGHT) ->
     return picture
 
 
-def _stack(above: Image.Image, below: Image.Image) -> Image.Image:
+def stack(above: Image.Image, below: Image.Image) -> Image.Image:
+    """Two pictures as one; the upper one's width is not less."""
     both = Image.new("RGB", (above.width, above.height + below.height), BACKGROUND)
     both.paste(above)
     both.paste(below, (0, above.height))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from .. import ranking
 from .contact_sheet import BACKGROUND, CELL, MARGIN, TEXT, contact_sheet, format_score
 from .page import histogram
-from .preview import HEIGHT, SHOWN, WIDTH, draw_histogram
+from .preview import HEIGHT, SHOWN, WIDTH, draw_histogram, stack
 
 KEPT, REJECTED = (74, 222, 128), (248, 113, 113)
 
@@ -56,7 +56,7 @@ def selection_preview(
     if cut is None:
         cut = min((scores[i] for i in kept), default=math.inf) if rejected else -math.inf
     marks = [] if record is None else [(scores[i], i in keeps) for i in range(len(scores))]
-    return _stack(sheet, draw_cut(known, sheet.width, cut, marks))
+    return stack(sheet, draw_cut(known, sheet.width, cut, marks))
 
 
 def framed(picture: Image.Image, kept: bool) -> Image.Image:
@@ -125,10 +125,3 @@ def _ranks(scores: Sequence[float]) -> list[int]:
     for place, i in enumerate(ranking.sort(list(scores)).tolist()):
         ranks[i] = place + 1
     return ranks
-
-
-def _stack(above: Image.Image, below: Image.Image) -> Image.Image:
-    both = Image.new("RGB", (above.width, above.height + below.height), BACKGROUND)
-    both.paste(above)
-    both.paste(below, (0, above.height))
-    return both
