@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub import Brightness
 
-from tastemaker.guidance.particles import (
-    Weights,
-    effective,
-    renoised,
-    spread,
-    steer_particles,
-    systematic,
-)
+from tastemaker.guidance.particles import steer_particles
+from tastemaker.guidance.resample import Weights, effective, renoised, spread, systematic
 from tastemaker.guidance.schedulers import Level
 from tastemaker.guidance.search import best_of_n
 
