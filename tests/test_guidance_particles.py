@@ -232,7 +232,8 @@ def test_copies_become_different_images_by_new_noise_alone(case):
     assert distances(same.latents).min() < 1e-4 * scale  # a copy is a copy
     other = steer(case, eta=0.8, ess=1.0, at=[0.3])
     assert resampled(other) == [ancestors]
-    assert distances(other.latents).min() > 1e-2 * scale
+    # Far apart, next to what seeds are: UniPC's corrector, for one, would take most of it back.
+    assert distances(other.latents).min() > 0.12 * distances(plain(case).latents).mean()
 
 
 def test_a_scheduler_that_adds_noise_needs_no_more():
