@@ -127,7 +127,7 @@ class Candidates:
         if not len(indices):
             return [*([[ExecutionBlocker(None)]] * 4), ExecutionBlocker(None)]
         return [
-            _choose(self.images, indices, len, _rows),
+            self._choose(self.images, indices, len, _rows),
             _missing("latents") if self.latents is None else self._latents(indices),
             _missing("masks") if self.masks is None else self._masks(indices),
             _missing("items") if self.items is None else self._items(indices),
@@ -135,12 +135,28 @@ class Candidates:
         ]
 
     def _latents(self, indices: Tensor) -> list[dict[str, Any]]:
-        return _choose(self.latents, indices, _latent_count, latent_rows)
+        return self._choose(self.latents, indices, _latent_count, latent_rows)
 
     def _masks(self, indices: Tensor) -> list[Tensor]:
         if sum(map(_mask_count, self.masks)) == 1:
             return self.masks
-        return _choose(self.masks, indices, _mask_count, _rows)
+        return self._choose(self.masks, indices, _mask_count, _rows)
+
+    def _choose(
+        self,
+        batches: list,
+        indices: Tensor,
+        count: Callable[[Any], int],
+        rows: Callable[[Any, Tensor], Any],
+    ) -> list:
+        """One batch to one batch; a list, whose parts may be batches too, to a list of single ones.
+
+        What belongs to a list of images becomes a list: the next node goes through both together.
+        """
+        if len(batches) == 1 and len(self.images) == 1:
+            return [rows(batches[0], indices)]
+        places = [(batch, row) for batch in batches for row in range(count(batch))]
+        return [rows(batch, torch.tensor([row])) for batch, row in (places[i] for i in indices)]
 
     def _items(self, indices: Tensor) -> list[Any]:
         return self.items if len(self.items) == 1 else [self.items[i] for i in indices.tolist()]
@@ -196,16 +212,6 @@ def latent_rows(latent: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     if masks is not None and masks.shape[0] != 1:
         chosen["noise_mask"] = masks[rows % masks.shape[0]]
     return chosen
-
-
-def _choose(
-    batches: list, indices: Tensor, count: Callable[[Any], int], rows: Callable[[Any, Tensor], Any]
-) -> list:
-    """One batch to one batch; a list, whose parts may be batches too, to a list of single ones."""
-    if len(batches) == 1:
-        return [rows(batches[0], indices)]
-    places = [(batch, row) for batch in batches for row in range(count(batch))]
-    return [rows(batch, torch.tensor([row])) for batch, row in (places[i] for i in indices)]
 
 
 def _rows(batch: Tensor, rows: Tensor) -> Tensor:

@@ -270,6 +270,8 @@ def test_what_is_interrupted_while_it_is_kept_is_kept_again(tmp_path, monkeypatc
 
 
 SLOW = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal, also in the background
 import time
 import stub
 from tastemaker.cli import journal
