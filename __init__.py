@@ -21,6 +21,9 @@ _PUBLIC = {
     "RewardCallback": ".guidance",
     "best_of_n": ".guidance",
     "calibrate_pruning": ".guidance",
+    "steer_particles": ".guidance",
+    "search_noise": ".guidance",
+    "optimize_noise": ".guidance",
     "SearchResult": ".guidance",
 }
 __all__ = sorted(_PUBLIC)

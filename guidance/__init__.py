@@ -1,12 +1,13 @@
 """Scorers in the sampling loop.
 
-`rewards`, `guide` and `record` are shared by every host; `schedulers`, `tap`, `decode`, `pipelines`,
-`sampling`, `search`, `halving`, `prune` and `calibrate` are for diffusers' pipelines, by their attributes: none of
-them imports it.
+`rewards`, `guide`, `record`, `resample` and `latents` are shared by every host. The others are for
+diffusers' pipelines, by their attributes: none of them imports it.
 """
 
 from .calibrate import PruningCalibration, calibrate_pruning
 from .decode import Decoder
+from .noise import optimize_noise, search_noise
+from .particles import steer_particles
 from .pipelines import RewardCallback, reward_guidance
 from .record import Record, SearchResult
 from .search import best_of_n
@@ -21,6 +22,9 @@ __all__ = [
     "Step",
     "best_of_n",
     "calibrate_pruning",
+    "optimize_noise",
     "reward_guidance",
+    "search_noise",
+    "steer_particles",
     "tap",
 ]
