@@ -65,6 +65,26 @@ class Record:
         return self.rows[-1]
 
 
+def summary(record: Record) -> str:
+    """What guidance did, in a sentence or two."""
+    guided = [row for row in record.rows if row.reward is not None]
+    if not guided:
+        return "Nothing was guided."
+    first, last = (float(row.reward.mean()) for row in (guided[0], guided[-1]))
+    told = [
+        f"Guided {len(guided)} of {len(record.rows)} steps; the score of the forming image went from "
+        f"{first:.4g} to {last:.4g}."
+    ]
+    gain, held_gain = guided[-1].gain, guided[-1].held_out_gain
+    if gain is not None and held_gain is not None:
+        told.append(f"The pushes added {gain:+.3g}, and {held_gain:+.3g} to the held-out score.")
+    if record.gap:
+        told.append("The two went apart, a sign of reward hacking: use less strength.")
+    if record.stopped:
+        told.append("Guidance was stopped for it.")
+    return " ".join(told)
+
+
 @dataclass
 class SearchResult:
     """What a search kept, best first, and what it did."""

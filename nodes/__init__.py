@@ -9,6 +9,7 @@ from .compare import CompareImages
 from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .gate import ScoreGate, register_routes
+from .guidance import GuidanceReport, RewardGuidance
 from .load import LoadScorer
 from .quality_map import QualityMap
 from .report import ScoreReport
@@ -33,6 +34,8 @@ NODES: list[type[io.ComfyNode]] = [
     QualityMap,
     CompareImages,
     ScoreVideo,
+    RewardGuidance,
+    GuidanceReport,
 ]
 
 

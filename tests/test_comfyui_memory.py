@@ -268,3 +268,41 @@ def test_on_a_device_that_is_nearly_full_no_weight_stays_behind(inside):
             mm.current_loaded_models.clear()
     """)
     assert result == ["meta"]
+
+
+GUIDED = """
+from unittest.mock import patch
+import comfy.sample, comfy.sampler_helpers
+guided = import_module(pack.__name__ + ".nodes.guided")
+place = spec_from_file_location("probe", {probe!r})
+probe = module_from_spec(place)
+place.loader.exec_module(probe)
+
+def guide(vae=None):
+    model, cond = probe.ProbeModel().make("eps")
+    return guided.Guided(nano(), vae, None, scale=0.2, window=(0.5, 1.0)).patch(model), cond
+
+def sample(model, cond):
+    zeros = torch.zeros(1, 4, 8, 8)
+    noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0))
+    return comfy.sample.sample(model, noise, 3, 2.0, "euler", "normal", cond, cond, zeros, seed=0)
+""".format(probe=str(ROOT / "tests" / "comfyui_probe" / "__init__.py"))
+
+
+def test_a_guided_run_loads_everything_at_once_and_nothing_while_it_samples(inside):
+    """So nothing that it needs can drive out anything else that it needs."""
+    result = inside(
+        GUIDED
+        + """
+model, cond = guide(probe.ProbeVAE().make()[0])
+asked, own = [], mm.load_models_gpu
+def spy(models, *rest, **options):
+    asked.append(sorted(type(one.model).__name__ for one in models))
+    return own(models, *rest, **options)
+with patch.object(mm, "load_models_gpu", spy):
+    sample(model, cond)
+record = model.get_attachment(guided.KEY).runs[0][1]
+result = [asked, [row.reward is not None for row in record.rows]]
+"""
+    )
+    assert result == [[["BaseModel", "TAESD", "nano"]], [True, True, False]]

@@ -8,6 +8,10 @@ ProbeLatent {"spec": [...]}  -> a list of LATENTs. A part is {"count", "height",
     "batch_index": [...], "extra": {...}}.
 ProbeMasks  {"spec": [...]}  -> a list of MASKs, a part {"count", "height", "width"}.
 ProbeList   {"spec": [...]}  -> the list's values, of any type.
+ProbeModel  {"kind": "eps" or "flow"} -> MODEL, CONDITIONING: SD 1.5 with a convolution for its UNet,
+    that any sampler can sample. {"naked": true}: its latents have no linear preview.
+ProbeVAE    {}               -> VAE: a TAESD with random weights, made under inference mode.
+ProbeLoaded {"after": link} -> a list: the classes of the models that lie on the device by then.
 ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
     `summary`s. A value that was blocked leaves no file.
 
@@ -19,7 +23,13 @@ import hashlib
 import json
 import os
 
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.nested_tensor
+import comfy.sd
+import comfy.supported_models
+import comfy.taesd.taesd
 import folder_paths
 import numpy as np
 import torch
@@ -106,6 +116,76 @@ class ProbeList(Maker):
         return (parsed(spec),)
 
 
+class Denoiser(torch.nn.Module):
+    """Hardly looks at its input, so what it predicts has the size of latents at every noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtype = torch.float32
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)
+        generator = torch.Generator().manual_seed(0)
+        for weight in self.conv.parameters():
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+
+    def forward(self, x, timesteps=None, context=None, **named):
+        return 0.95 * x + self.conv(x)
+
+
+class ProbeModel:
+    INPUT_TYPES = classmethod(
+        lambda cls: {
+            "required": {"kind": (["eps", "flow"],)},
+            "optional": {"naked": ("BOOLEAN", {})},
+        }
+    )
+    RETURN_TYPES = ("MODEL", "CONDITIONING")
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, kind, naked=False):
+        shape = {"context_dim": 768, "model_channels": 8, "in_channels": 4}
+        config = comfy.supported_models.SD15({**shape, "disable_unet_model_creation": True})
+        config.set_inference_dtype(torch.float32, None)
+        model_type = comfy.model_base.ModelType[kind.upper()]
+        model = comfy.model_base.BaseModel(config, model_type=model_type, device="cpu")
+        model.diffusion_model = Denoiser()
+        if naked:
+            model.latent_format.latent_rgb_factors = None
+        places = dict(load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+        patcher = comfy.model_patcher.CoreModelPatcher(model, **places)
+        return patcher, [[torch.zeros(1, 77, 768), {}]]
+
+
+class ProbeVAE:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self):
+        weights = comfy.taesd.taesd.TAESD().state_dict()
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in weights.items():
+            if weight.ndim == 4:
+                size = (2 / weight[0].numel()) ** 0.5
+                weights[name] = size * torch.randn(weight.shape, generator=generator)
+            elif weight.ndim == 1:
+                weights[name] = torch.zeros_like(weight)
+        weights["vae_scale"], weights["vae_shift"] = torch.tensor(0.18215), torch.tensor(0.0)
+        return (comfy.sd.VAE(sd=weights),)
+
+
+class ProbeLoaded:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"after": (ANY, {})}})
+    IS_CHANGED = classmethod(lambda cls, after: float("nan"))
+    RETURN_TYPES = (ANY,)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, after):
+        return ([type(loaded.model.model).__name__ for loaded in mm.current_loaded_models],)
+
+
 class ProbeDump:
     INPUT_TYPES = classmethod(
         lambda cls: {"required": {"name": ("STRING", {}), "value": (ANY, {})}}
@@ -154,6 +234,8 @@ def read(name):
         return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
-NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (ProbeImages, ProbeLatent, ProbeMasks, ProbeList, ProbeDump)
-}
+PROBES = (
+    *(ProbeImages, ProbeLatent, ProbeMasks, ProbeList),
+    *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeDump),
+)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in PROBES}

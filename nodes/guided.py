@@ -1,0 +1,164 @@
+"""Reward guidance of a MODEL: what a sampling run of it loads, does at each step, and leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_sampling
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..guidance.guide import Guide
+from ..guidance.latents import decoded, linear_pixels, noise_ratio
+from ..guidance.record import Record
+from ..guidance.tap import Step
+from .managed import ManagedScorer, make_normal
+
+KEY = "tastemaker_guidance"
+REMEMBERED = 8  # runs: a graph may sample the same MODEL several times, and report on each
+
+Decode = Callable[[Tensor], Tensor]  # x0 in the model's latent space -> pixels in [0, 1]
+
+
+class Guided:
+    """Guides whatever is sampled with the MODELs that `patch` gives, each run by itself.
+
+    Args:
+        scorer: guides.
+        vae: ComfyUI's VAE, a TAESD among them; None for the linear preview of the model's latents.
+        held_out: only watches.
+        options: of `Guide`: scale, window, stop_on_gap.
+    """
+
+    def __init__(
+        self, scorer: ManagedScorer, vae: Any, held_out: ManagedScorer | None, **options: Any
+    ):
+        self.scorer, self.vae, self.held_out, self.options = scorer, vae, held_out, options
+        self.runs: deque[tuple[Tensor, Record]] = deque(maxlen=REMEMBERED)
+        self._guide: Guide | None = None  # of the run in progress
+
+    def patch(self, model: Any) -> Any:
+        """A MODEL that is sampled with guidance; the one given stays as it is."""
+        model = model.clone()
+        # Loaded together with it, so that neither drives out the other.
+        others = model.get_additional_models_with_key(KEY)
+        model.set_additional_models(KEY, [*others, *self._patchers()])
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self._sample)
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self._prepare)
+        # x0 is all it needs: a model that runs at CFG 1 may go on leaving out the negative prompt.
+        model.set_model_sampler_post_cfg_function(self._guided)
+        model.set_attachments(KEY, self)
+        return model
+
+    def record_of(self, samples: Tensor) -> Record | None:
+        """What the run did that made these latents; None if it is not among the last."""
+        for made, record in reversed(self.runs):
+            if made.shape == samples.shape and torch.equal(made.to(samples), samples):
+                return record
+        return None
+
+    def _scorers(self) -> list[ManagedScorer]:
+        return [self.scorer] + ([self.held_out] if self.held_out else [])
+
+    def _patchers(self) -> list[Any]:
+        patchers = [part.patcher for scorer in self._scorers() for part in scorer.weights]
+        return patchers + ([self.vae.patcher] if self.vae else [])
+
+    def _sample(self, executor: Any, noise: Tensor, *args: Any, **named: Any) -> Tensor:
+        """Around a run: it has a guide, and so a record, of its own."""
+        if noise.ndim not in (4, 5):
+            raise ValueError(
+                "Reward Guidance works on latents of images and videos, not on these of "
+                f"{list(noise.shape)}, such as those with sound: sample with the MODEL before it"
+            )
+        patcher = executor.class_obj.model_patcher
+        decode = decoder(patcher.get_model_object("latent_format"), self.vae)
+        held_out = self.held_out and self.held_out.scorer
+        scorers = [(self.scorer.scorer, 1.0)]
+        self._guide = guide = Guide(scorers, decode, held_out=held_out, **self.options)
+        try:
+            samples = executor(noise, *args, **named)
+        finally:
+            self._guide = None
+        self.runs.append((samples.cpu(), guide.record))
+        return samples
+
+    def _prepare(self, executor: Any, *args: Any, **named: Any) -> Any:
+        """Around the loading: autograd cannot use weights that were made or moved under inference mode."""
+        loaded = executor(*args, **named)
+        with torch.inference_mode(False):
+            for patcher in self._patchers():
+                make_normal(patcher.model)
+        for scorer in self._scorers():
+            _check_loaded(scorer)
+            for part in scorer.weights:
+                part.keep()
+        return loaded
+
+    def _guided(self, args: dict[str, Any]) -> Tensor:
+        """ComfyUI's post-CFG function: x0 in, x0 out."""
+        if self._guide is None:
+            raise RuntimeError(
+                "a node runs this MODEL outside of ComfyUI's sampling, where Reward Guidance cannot "
+                "follow: give it the MODEL before Reward Guidance"
+            )
+        mm.throw_exception_if_processing_interrupted()
+        denoised, sampling = args["denoised"], args["model"].model_sampling
+        sigma = float(args["sigma"].max())
+        flow = isinstance(sampling, comfy.model_sampling.CONST)
+        deviation = float(getattr(sampling, "sigma_data", 1.0))
+        ratio = noise_ratio(sigma, flow, 1.0 if flow else deviation)
+        index = len(self._guide.record.rows)
+        x0 = self._guide(Step(denoised.float(), ratio, sigma, index, args["sigma"]))
+        return denoised if x0 is None else x0.to(denoised)
+
+
+def decoder(latent_format: Any, vae: Any = None) -> Decode:
+    """How x0 becomes pixels, differentiable: by a VAE, or by the latents' own linear preview.
+
+    Raises:
+        ValueError: without a VAE, where the latents have no such preview.
+    """
+    if vae is None:
+        return _linear(latent_format)
+    with torch.inference_mode(
+        False
+    ):  # its statistics, too, may have been made under inference mode
+        latent_format = copy.deepcopy(latent_format)
+    return lambda x0: decoded(latent_format.process_out(x0), lambda z: _by_vae(vae, z)).to(x0)
+
+
+def _linear(latent_format: Any) -> Decode:
+    factors, bias = latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias
+    if factors is None:
+        raise ValueError(
+            f"the latents of this model ({type(latent_format).__name__}) have no linear preview: "
+            "connect a VAE to Reward Guidance"
+        )
+    reshape = latent_format.latent_rgb_factors_reshape or (lambda z: z)
+    return lambda x0: decoded(x0, lambda z: linear_pixels(reshape(z), factors, bias))
+
+
+def _by_vae(vae: Any, z: Tensor) -> Tensor:
+    """[N, C, h, w] -> [N, 3, H, W]. `VAE.decode` itself loads models and leaves no gradient."""
+    z = z.to(vae.device, vae.vae_dtype)
+    pixels = vae.first_stage_model.decode(z.unsqueeze(2) if vae.latent_dim == 3 else z)
+    # It works in place, which autograd forbids for what it has saved.
+    pixels = vae.process_output(pixels.float().clone())
+    return (pixels[:, :, 0] if pixels.ndim == 5 else pixels)[:, :3]
+
+
+def _check_loaded(scorer: ManagedScorer) -> None:
+    """ComfyUI leaves behind what does not fit, and a scorer cannot run on two devices."""
+    for part in scorer.weights:
+        found = {weight.device.type for weight in part.patcher.model.parameters()}
+        if found != {scorer.device.type}:
+            raise RuntimeError(
+                f"{scorer.card.name} does not fit on the {scorer.device.type} device beside the "
+                "model that samples: use a smaller scorer, such as nano"
+            )
