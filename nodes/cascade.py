@@ -15,7 +15,7 @@ from .candidates import COMPANIONS, IMAGES, OUTPUTS, Candidates, outcome, previe
 from .images import singles
 from .managed import ManagedScorer
 from .select import BEST_FIRST, NOTHING_KEPT, ORDER, PASS_BEST, PREVIEW
-from .sockets import CATEGORY, SCORER, SCORES, Scores
+from .sockets import CATEGORY, SCORER, SCORES, Scores, chosen
 
 
 class CascadeSelect(io.ComfyNode):
@@ -73,10 +73,10 @@ class CascadeSelect(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images, cheap, judge, judged, keep, order, nothing_kept, preview, **others
+        cls, images, cheap, judge, keep, order, nothing_kept, preview, judged=None, **others
     ) -> io.NodeOutput:
         candidates = Candidates(images, **others)
-        found = judge_best(candidates.images, cheap[0], judge[0], judged)
+        found = judge_best(candidates.images, cheap[0], judge[0], chosen(judged, "judged"))
         selection = choose(found, keep[0], order[0], nothing_kept[0])
         first, second = Scores(found.cheap, cheap[0].card), Scores(found.judge, judge[0].card)
         shown = None

@@ -16,7 +16,7 @@ from ..scorers.ensemble import statistics_from_reference
 from .folders import local_checkpoints, resolve, signature
 from .images import singles, to_pixels
 from .managed import ManagedScorer, Weights, managed
-from .sockets import CATEGORY, SCORER
+from .sockets import CATEGORY, SCORER, Chosen, chosen
 
 MOST = 8
 
@@ -84,13 +84,14 @@ class EnsembleScorers(io.ComfyNode):
         cls,
         scorers: dict[str, list[ManagedScorer]],
         weights: list[str],
-        reference: dict[str, list[Any]],
+        reference: Chosen | None = None,
         reference_images: list[Tensor] | None = None,
     ) -> io.NodeOutput:
         members = [scorer[0] for scorer in scorers.values() if scorer]
         shares = parse_weights(weights[0], len(members))
-        if reference["reference"][0] == "file":
-            path = Path(resolve(reference["file"][0]))
+        source = chosen(reference, "reference")
+        if source["reference"][0] == "file":
+            path = Path(resolve(source["file"][0]))
             found = statistics_from_reference(path, [member.card for member in members])
             return io.NodeOutput(ensemble(members, *found, shares))
         if reference_images is None:

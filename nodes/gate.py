@@ -98,7 +98,8 @@ class ScoreGate(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, record: list[str | None], **others) -> int:
         """After a reset, images that are known are judged anew."""
-        return history().generation(_name(record)) if record[0] else 0
+        # Which record is not known yet where the name is connected.
+        return history().generation(_name(record)) if record[0] else history().changes()
 
     @classmethod
     def execute(

@@ -16,7 +16,7 @@ from ..scorers import ScorerCard
 from ..scorers import quality_map as maps
 from .images import from_pil, singles
 from .managed import ManagedScorer
-from .sockets import CATEGORY, SCORER
+from .sockets import CATEGORY, SCORER, Chosen, chosen
 
 
 class QualityMap(io.ComfyNode):
@@ -112,15 +112,15 @@ class QualityMap(io.ComfyNode):
         cls,
         scorer: list[ManagedScorer],
         images: list[Tensor],
-        region: dict[str, list[Any]],
         tile: list[int],
         overlap: list[float],
         flat: list[float],
         feather: list[int],
+        region: Chosen | None = None,
     ) -> io.NodeOutput:
-        chosen = {name: value[0] for name, value in region.items()}
+        how = {name: value[0] for name, value in chosen(region, "region").items()}
         judged = judge(scorer[0], singles(images), tile[0], overlap[0], flat[0])
-        found = [picture_map(one, chosen, feather[0], scorer[0].card) for one in judged]
+        found = [picture_map(one, how, feather[0], scorer[0].card) for one in judged]
         if not found:
             return io.NodeOutput(*[[ExecutionBlocker(None)]] * 5)
         batches = _as_they_came([one[:4] for one in found], [len(batch) for batch in images])

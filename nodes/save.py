@@ -28,7 +28,7 @@ from .saving import (
     seeds_of,
     to_file,
 )
-from .sockets import CATEGORY, Scores
+from .sockets import CATEGORY, Chosen, Scores, chosen
 
 COLUMNS = (
     *("path", "score", "scorer", "task", "fingerprint", "seed", "width", "height"),
@@ -92,24 +92,29 @@ class SaveScoredImage(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file_name, csv, scores=None, scorer=None, format=None) -> bool | str:
         # `format` is not asked for: a dynamic input comes all the same.
-        known = (lacks_scores(scores, scorer), refusal(file_name[0]), refused_table(csv[0]))
-        return next((reason for reason in known if reason is not True), True)
+        known = {
+            "": lacks_scores(scores, scorer),
+            "file_name: ": refusal(file_name[0]),
+            "csv: ": refused_table(csv[0]),
+        }
+        return next((name + why for name, why in known.items() if why is not True), True)
 
     @classmethod
     def execute(
         cls,
         images: list[Tensor],
         file_name: list[str],
-        format: dict[str, list],
         csv: list[str],
+        format: Chosen | None = None,
         scores: list[Scores] | None = None,
         scorer: list[ManagedScorer] | None = None,
         seed: list[int] | None = None,
     ) -> io.NodeOutput:
+        how = chosen(format, "format")
         table = Table(table_path(csv[0]), COLUMNS) if csv[0].strip() else None
         judged = Candidates(images).scores(scores, scorer)
         seeds = seeds_of(cls, seed, len(judged))
-        saved = save_all(cls, singles(images), judged, seeds, file_name[0], format, table)
+        saved = save_all(cls, singles(images), judged, seeds, file_name[0], how, table)
         paths = [str(path) for path in saved]
         return io.NodeOutput(images, paths, ui=ui.SavedImages([*map(saved_result, saved)]))
 

@@ -19,7 +19,7 @@ from .candidates import (
     outcome,
     preview_of,
 )
-from .sockets import CATEGORY
+from .sockets import CATEGORY, chosen
 
 BEST_FIRST, ORIGINAL = "best first", "original"
 BLOCK, PASS_BEST = "block the branch", "pass the best one"
@@ -82,17 +82,17 @@ class SelectImages(io.ComfyNode):
     def execute(
         cls,
         images: list[Tensor],
-        keep,
         order,
         nothing_kept,
         preview,
+        keep=None,
         scores=None,
         scorer=None,
         **others,
     ) -> io.NodeOutput:
-        candidates = Candidates(images, **others)
+        candidates, how = Candidates(images, **others), chosen(keep, "keep")
         scored = candidates.scores(scores, scorer)
-        selection = select(scored.values, keep, order[0], nothing_kept[0])
+        selection = select(scored.values, how, order[0], nothing_kept[0])
         title = f"{len(selection.kept)} of {len(scored)} kept by {scored.card.name}"
         shown = preview_of(candidates, selection, scored, cls, title=title) if preview[0] else None
         return outcome(candidates, selection, scored, shown=shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -14,6 +15,16 @@ from ..scorers import ScorerCard
 SCORER = io.Custom("SCORER")  # a `managed.ManagedScorer`
 SCORES = io.Custom("SCORES")  # a `Scores`
 CATEGORY = "Tastemaker"
+
+
+Chosen = dict[str, Any]  # what a menu with widgets of its own (DynamicCombo) gives
+
+
+def chosen(value: Chosen | None, name: str) -> Chosen:
+    """The value of a menu; ValueError where ComfyUI gave none, as it does for what is not listed."""
+    if value is None:
+        raise ValueError(f"{name}: what was chosen is not in the menu any more; choose again")
+    return value
 
 
 @dataclass(frozen=True, eq=False)

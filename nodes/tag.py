@@ -14,7 +14,7 @@ from ..report.panels import tag_counts
 from ..scorers.calibration import own_tau, read_calibration, scale_edges
 from .folders import FOLDER, local_checkpoints, resolve
 from .images import from_pil
-from .sockets import CATEGORY, SCORES, Scores
+from .sockets import CATEGORY, SCORES, Chosen, Scores, chosen
 
 NO_FILE = f"put a file of tastemaker calibrate --pairs into models/{FOLDER}"
 
@@ -92,16 +92,16 @@ class QualityTag(io.ComfyNode):
     def execute(
         cls,
         scores: list[Scores],
-        method: dict[str, list],
         labels: list[str],
         position: list[str],
         separator: list[str],
+        method: Chosen | None = None,
         captions: list[str] | None = None,
     ) -> io.NodeOutput:
         judged, names = Scores.join(scores), ranking.read_names(labels[0].strip().splitlines())
         if not len(judged):
             return io.NodeOutput(*[[ExecutionBlocker(None)]] * 3)
-        options = {key: value[0] for key, value in method.items()}
+        options = {key: value[0] for key, value in chosen(method, "method").items()}
         buckets = buckets_of(judged, len(names), **options)
         tags = ranking.quality_tags(buckets, names)
         given = captions_of(captions, len(judged))

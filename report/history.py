@@ -77,6 +77,13 @@ class History:
         """How many scores the present generation holds, of all scorers."""
         return self._read(name, lambda db, generation: _count(db, name, generation))
 
+    def changes(self) -> int:
+        """Another number after every reset and undo of any record."""
+        if not self.path.exists():
+            return 0
+        with self._transaction() as db:
+            return db.execute("SELECT count(*) + total(undone) FROM resets").fetchone()[0]
+
     def generation(self, name: str) -> int:
         """Another number after every reset and undo."""
         return self._read(name, lambda db, generation: generation)

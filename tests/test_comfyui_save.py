@@ -284,5 +284,5 @@ def test_nothing_to_save(comfyui, pictures):
 
 
 def test_a_format_that_does_not_exist(comfyui, pictures):
-    with pytest.raises(ExecutionError):
+    with pytest.raises(ExecutionError, match="format: what was chosen is not in the menu"):
         comfyui.run(graph(pictures, format="JPEG"))

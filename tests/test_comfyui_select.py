@@ -425,3 +425,31 @@ def test_a_cascade_over_bad_pictures(comfyui, judge):
     prompt |= {"images": images({"count": 1})}
     _, dump = run(comfyui, prompt, "count", "agreement")
     assert dump["count"] == [1] and np.isnan(dump["agreement"][0])
+
+
+@pytest.mark.parametrize(
+    "node, menu",
+    [
+        ("TastemakerSelectImages", "keep"),
+        ("TastemakerQualityMap", "region"),
+        ("TastemakerCascadeSelect", "judged"),
+    ],
+)
+def test_a_choice_that_is_in_no_menu_is_told(comfyui, files, node, menu):
+    schema = comfyui.object_info(node)[node]["input"]["required"]
+    inputs = {
+        name: spec[1]["default"] if "default" in spec[1] else spec[1].get("options", [None])[0]
+        for name, spec in schema.items()
+        if spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+    }
+    linked = dict.fromkeys(("scorer", "cheap", "judge"), ["load", 0]) | {"images": ["images", 0]}
+    wanted = schema.keys() | {"scorer"} if menu == "keep" else schema.keys()
+    inputs |= {name: link for name, link in linked.items() if name in wanted}
+    prompt = {
+        **NODES,
+        "images": images(batch_of(files[:2])),
+        "it": {"class_type": node, "inputs": {**inputs, menu: "gone"}},
+        "dump": {"class_type": "ProbeDump", "inputs": {"name": "gone", "value": ["it", 0]}},
+    }
+    with pytest.raises(ExecutionError, match=f"{menu}: what was chosen is not in the menu"):
+        comfyui.run(prompt)

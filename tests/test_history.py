@@ -102,8 +102,17 @@ def test_a_reset_after_an_undo_does_not_bring_back_what_was_set_aside(history):
     assert add(history).scores.tolist() == []
 
 
+def test_every_reset_and_undo_is_a_change(history):
+    add(history, 1.0)
+    seen = [history.changes()]
+    for act in (history.reset, history.undo_reset, history.reset):
+        act("night")
+        seen.append(history.changes())
+    assert len(set(seen)) == 4
+
+
 def test_nothing_is_made_by_looking(history):
-    assert history.count("night") == history.generation("night") == 0
+    assert history.count("night") == history.generation("night") == history.changes() == 0
     assert not history.path.exists()
 
 
