@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from dataclasses import asdict
 from random import Random
 
 import numpy as np
@@ -16,7 +17,7 @@ from tastemaker.scorers.checkpoint import read_weights, write_checkpoint
 from tastemaker.scorers.corruptions import CORRUPTIONS, NotCompressible, blur, low_resolution, noise
 from tastemaker.scorers.nano import WEIGHTS, NanoScorer
 from tastemaker.training.judging import as_tensor, judge
-from tastemaker.training.nano import TRAINED_ON, trained_on
+from tastemaker.training.nano import TRAINED_ON, Settings, trained_on
 from tastemaker.training.pictures import Picture, related, split, unseen, usable_pictures
 
 BAR = 0.97  # share of pairs in which the original must score higher
@@ -67,7 +68,7 @@ def test_the_weights_name_the_pictures_they_have_seen():
     with safe_open(WEIGHTS, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["pictures"] == hashlib.sha256(TRAINED_ON.read_bytes()).hexdigest()
-    assert json.loads(metadata["settings"])["seed"] == 0
+    assert json.loads(metadata["settings"]) == asdict(Settings())  # the script that made them
 
 
 # --- the contract

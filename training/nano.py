@@ -10,7 +10,8 @@ settings were chosen by it.
 
 Each training example is a crop of a picture, a mild and a strong corruption of it, of one kind:
 original > mild > strong, and every original of the batch > every strong copy of the batch. The loss
-is Bradley-Terry's, -log sigmoid(s_winner - s_loser). Crops are cut out after the corruption, so
+is Bradley-Terry's, -log sigmoid(s_winner - s_loser). A fifth of the crops are softened first, so
+that a soft picture's noisy copy still is the worse one. Crops are cut out after the corruption, so
 that the JPEG grid lies anywhere.
 
 Writes the weights, the list of the pictures that they have seen, and a table of results.
@@ -56,6 +57,7 @@ class Settings:
     crop: int = 160  # px
     rate: float = 2e-3  # peak learning rate
     across: float = 0.5  # weight of the comparisons across pictures
+    softened: float = 0.2  # share of examples whose original is softened first
     held_out: float = 0.25  # share of the groups of related pictures
     draws: int = 4  # random corruptions of each kind and held-out picture
     seed: int = 0
@@ -154,7 +156,7 @@ def example(pictures: Sequence[Picture], settings: Settings, index: int) -> np.n
     while True:
         window = random_window(rng.choice(pictures).pixels, settings.crop + margin, rng)
         try:
-            copies = ladder(window, rng)
+            copies = ladder(window, rng, settings.softened)
         except NotCompressible:  # as are plain windows
             continue
         top, left = rng.randint(0, margin), rng.randint(0, margin)
@@ -169,12 +171,15 @@ def random_window(pixels: np.ndarray, side: int, rng: Random) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(window[:, ::-1] if rng.random() < 0.5 else window))
 
 
-def ladder(original: Image.Image, rng: Random) -> list[Image.Image]:
+def ladder(original: Image.Image, rng: Random, softened: float) -> list[Image.Image]:
     """[original, mildly corrupted, strongly corrupted], all of one kind.
 
     JPEG comes more often, as the hardest. The strengths reach a little beyond the ranges that are
     tested, and are drawn evenly on a logarithmic scale: the mild ones are the hard ones.
     """
+    if rng.random() < softened:
+        soften = rng.choice((corruptions.blur, corruptions.low_resolution))
+        original = soften(original, rng)
     kind = rng.choice(("jpeg", "jpeg", "low_resolution", "noise", "blur"))
     if kind == "jpeg":
         third = corruptions.third_size_quality(original)
