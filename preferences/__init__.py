@@ -1,0 +1,1 @@
+"""Comparisons in, a personal scorer out: what to compare, votes, training, calibration, metrics."""
