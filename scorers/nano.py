@@ -11,6 +11,10 @@ It judges how cleanly the pixels render what they show: compression, lost resolu
 It does not judge what they show: not content, composition, aesthetics, anatomy or the prompt. It
 sees pictures at native resolution, and no score depends on a picture's size as such; so a picture
 enlarged without new detail scores lower, and an upscaler's invented detail is taken for detail.
+
+Measured on 70 pictures it never saw, in deviations of clean pictures: a mirror image differs by
+0.16 on average. The mean of nine overlapping crops, which see more of the middle, differs from the
+whole by 0.15 at 224 px, 0.04 at 160, -0.01 at 128, -0.17 at 96 and -0.29 at 64.
 """
 
 from __future__ import annotations
@@ -29,23 +33,26 @@ from torch import Tensor, nn
 from .base import Scorer, ScorerCard, check_images, working_precision
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
 
-SMALLEST = 32  # px; smaller sides are extended by repeating their last row or column
+CELL = 32  # px; statistics are taken in cells of this side, and the cells' features averaged
+FLOOR = 0.05  # of a channel's mean square; see `_statistics`
 WEIGHTS = Path(__file__).with_name("weights") / "nano.safetensors"
 
 LIMITS = (
     "Technical quality only: compression, lost resolution, noise, blur. Intended blur and grain "
     "count as faults. Scores of one picture's versions compare best; across pictures they also "
-    "reflect what is shown: what is flat, or a crop below 200 px with little in it, scores low."
+    "reflect what is shown: plain areas score about -1. A mirror image differs by 0.2."
 )
 OUT_OF_SCOPE = "Content, composition, aesthetics, anatomy, prompt following, safety."
 
 
 class NanoScorer(Scorer):
-    """Convolutions at native resolution, statistics over the picture, and a linear head.
+    """Convolutions at native resolution, their statistics in cells, and a linear head on the mean.
+
+    The score is the mean of the cells' scores: a picture scores as its parts do, at any size.
 
     Args:
         widths: channels of each stage; the first works on 2x2 blocks of pixels, and every further
-            one halves the resolution.
+            one halves the resolution; at most five.
         blocks: residual blocks of each stage.
         embedding: length of the feature that the linear head reads.
     """
@@ -58,6 +65,8 @@ class NanoScorer(Scorer):
         name: str = "nano",
     ):
         super().__init__()
+        if len(widths) > 5:
+            raise ValueError(f"at most 5 stages, which halve {CELL} px to 1, got {len(widths)}")
         self.config = {
             "tastemaker": "nano",
             "name": name,
@@ -73,7 +82,7 @@ class NanoScorer(Scorer):
         self._card = ScorerCard(
             name=name,
             licence="Apache-2.0",
-            unit="latent technical quality; clean pictures: mean 0, deviation 1",
+            unit="latent technical quality; the clean pictures it learnt from: mean 0, deviation 1",
             range=(float("-inf"), float("inf")),
             capabilities=("embed", "score_video", "differentiable", "win_probability"),
             limits=LIMITS,
@@ -89,17 +98,17 @@ class NanoScorer(Scorer):
         return self._embed(self.prepare(working_precision(images))).float()
 
     def _embed(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, D]."""
-        # On a CPU, one picture at a time: as fast, and rounding cannot depend on the batch. Nearly
-        # constant pictures have channels near zero, whose logarithm would enlarge the difference.
-        if len(x) > 1 and x.device.type == "cpu":
+        """[B, 3, H, W] to the mean of the cells' features, [B, D]."""
+        # On a CPU, one picture at a time: as fast, and rounding cannot depend on the batch.
+        if len(x) > 1 and x.device.type == "cpu" and not self.training:
             return torch.cat([self._embed(picture) for picture in x.split(1)])
         x = F.pixel_unshuffle(4 * (_padded(x).to(self.dtype) - 0.5), 2)  # [B, 12, H/2, W/2]
         statistics = []
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             x = stage(x)
-            statistics.append(_statistics(x))
-        return F.silu(self.neck(torch.cat(statistics, 1).to(self.dtype)))
+            statistics.append(_statistics(x, CELL >> (i + 1)))
+        cells = torch.cat(statistics, 1).movedim(1, -1)  # [B, cells, cells, 2 C]
+        return working_precision(F.silu(self.neck(cells.to(self.dtype)))).mean((1, 2))
 
 
 class _Block(nn.Module):
@@ -128,21 +137,22 @@ def _conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Con
 
 
 def _padded(x: Tensor) -> Tensor:
-    """[B, 3, H, W] with even sides of at least `SMALLEST`; the last row and column are repeated."""
+    """[B, 3, H, W] with even sides of at least a cell; the last row and column are repeated."""
     h, w = x.shape[-2:]
-    right, below = (max(side % 2, SMALLEST - side) for side in (w, h))
+    right, below = (max(side % 2, CELL - side) for side in (w, h))
     return F.pad(x, (0, right, 0, below), mode="replicate") if right or below else x
 
 
-def _statistics(x: Tensor) -> Tensor:
-    """[B, C, h, w] to mean and log root mean square of each channel, [B, 2 C].
+def _statistics(x: Tensor, cell: int) -> Tensor:
+    """[B, C, h, w] to mean and log root mean square of each channel in each cell, [B, 2 C, ...].
 
-    Both are averages over the picture, so its size as such does not show. In the logarithm, the
-    ratios between frequency bands, which blur and compression change, become differences.
+    In the logarithm, the ratios between frequency bands, which blur and compression change, become
+    differences. JPEG erases the detail of many cells. With a low floor they would dominate the
+    gradient of its copies, though what is left there says nothing of the way back.
     """
     x = working_precision(x)
-    mean, power = x.mean((2, 3)), x.square().mean((2, 3))
-    return torch.cat([mean, 0.5 * torch.log(power + 1e-4)], 1)
+    mean, power = (F.avg_pool2d(y, cell, ceil_mode=True) for y in (x, x.square()))
+    return torch.cat([mean, 0.5 * torch.log(power + FLOOR)], 1)
 
 
 def load_nano(

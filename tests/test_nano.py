@@ -20,7 +20,8 @@ from tastemaker.training.judging import as_tensor, judge
 from tastemaker.training.nano import TRAINED_ON, Settings, trained_on
 from tastemaker.training.pictures import Picture, related, split, unseen, usable_pictures
 
-BAR = 0.97  # share of pairs in which the original must score higher
+# Share of pairs in which the original must score higher.
+BARS = {"jpeg": 0.98, "low_resolution": 0.99, "noise": 0.99, "blur": 0.99}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,12 @@ def pictures() -> list[Picture]:
 def some(pictures) -> list[Picture]:
     """A sixth of them, none larger than 512 px: for tests that are quick."""
     return [p for p in pictures[::6] if max(p.pixels.shape) <= 512]
+
+
+@pytest.fixture(scope="module")
+def whole(scorer, pictures) -> np.ndarray:
+    """Their scores, for tests of what should not change a score."""
+    return np.array([score(scorer, p.pixels) for p in pictures])
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -99,7 +106,17 @@ def test_a_batch_scores_as_each_alone(scorer, some, size):
     batch = torch.stack([as_tensor(p.pixels[:h, :w]) for p in some])
     alone = torch.cat([scorer(image[None]) for image in batch])
     assert alone.std() > 0.1
-    torch.testing.assert_close(scorer(batch), alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scorer(batch), alone, rtol=0, atol=5e-6)
+
+
+def test_nearly_constant_pictures_score_in_a_batch_as_alone(scorer):
+    """Their small differences are what the logarithm enlarges most."""
+    noise = images(3, 64, 64) - 0.5
+    grey = torch.tensor([0, 0.02, 0.1, 0.5, 0.9, 1]).repeat(3).view(-1, 1, 1, 1)
+    strength = torch.tensor([0, 1e-4, 1e-2]).repeat_interleave(6).view(-1, 1, 1, 1)
+    batch = (grey + strength * noise).clamp(0, 1)
+    alone = torch.cat([scorer(image[None]) for image in batch])
+    torch.testing.assert_close(scorer(batch), alone, rtol=0, atol=5e-6)
 
 
 def test_half_precision_pixels_are_computed_in_float32(scorer):
@@ -167,27 +184,41 @@ def test_the_gradient_of_a_corrupted_copy_points_towards_the_original(scorer, pi
 # --- blind to size
 
 
-def test_the_score_is_unrelated_to_the_area(scorer, pictures):
+def test_the_score_is_unrelated_to_the_area(scorer, pictures, whole):
     areas = np.array([p.pixels[..., 0].size for p in pictures])
-    scores = np.array([score(scorer, p.pixels) for p in pictures])
-    ranks = [np.argsort(np.argsort(values)) for values in (areas, scores)]
-    assert abs(np.corrcoef(ranks)[0, 1]) < 0.25
+    crops = np.array([_mean_of_crops(scorer, p.pixels, 224) for p in pictures])
+    assert abs(_rank_correlation(areas, whole)) < 0.25
+    assert abs(_rank_correlation(areas, whole - crops)) < 0.2
 
 
-def test_a_crop_scores_as_the_whole(scorer, some):
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return np.corrcoef([np.argsort(np.argsort(values)) for values in (a, b)])[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("side", "most"), [(224, 0.2), (160, 0.12), (128, 0.12), (96, 0.25), (64, 0.4)]
+)
+def test_a_crop_scores_as_the_whole(scorer, pictures, whole, side, most):
     """Crops show other things, so single scores differ; but smaller is neither better nor worse.
 
-    Not so below about 200 px: crops that show next to nothing score low, and pull the mean down.
+    Not quite: nine overlapping crops of 224 px see more of the middle, where more is to see; and
+    the smallest have more edge.
     """
-    whole = np.array([score(scorer, p.pixels) for p in some])
-    crops = np.array([_mean_of_crops(scorer, p.pixels, 224) for p in some])
-    assert abs((crops - whole).mean()) < 0.25
+    crops = np.array([_mean_of_crops(scorer, p.pixels, side) for p in pictures])
+    assert abs((crops - whole).mean()) < most
 
 
 def _mean_of_crops(scorer, pixels: np.ndarray, side: int) -> float:
+    """The mean score of nine crops: corners, middles of the sides, centre."""
     tops, lefts = ([0, (n - side) // 2, n - side] for n in pixels.shape[:2])
     crops = [pixels[t : t + side, left : left + side] for t in tops for left in lefts]
     return float(np.mean([score(scorer, crop) for crop in crops]))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mirror_image_scores_nearly_the_same(scorer, pictures, whole, axis):
+    changes = np.array([score(scorer, np.flip(p.pixels, axis)) for p in pictures]) - whole
+    assert np.abs(changes).mean() < 0.22 and abs(changes.mean()) < 0.1
 
 
 def test_four_times_the_area_scores_the_same(scorer, some):
@@ -221,7 +252,7 @@ def test_the_held_out_pictures_are_unseen_and_many(pictures):
 def test_originals_above_corrupted_copies_of_some_pictures(scorer, some):
     judgement = judge(scorer, some, draws=1)
     won = [original > copy for pairs in judgement.pairs.values() for original, copy in pairs]
-    assert len(won) >= 3.5 * len(some) and np.mean(won) >= BAR
+    assert len(won) >= 3.5 * len(some) and np.mean(won) >= 0.99
 
 
 @pytest.mark.slow
@@ -232,7 +263,7 @@ def test_originals_above_corrupted_copies(scorer, pictures):
     print({kind: f"{accuracy[kind]:.2%} of {pairs[kind]}" for kind in CORRUPTIONS})
     assert pairs["jpeg"] >= 0.9 * len(pictures)
     assert all(pairs[kind] == 4 * len(pictures) for kind in ("low_resolution", "noise", "blur"))
-    assert all(share >= BAR for share in accuracy.values()), accuracy
+    assert all(accuracy[kind] >= bar for kind, bar in BARS.items()), accuracy
 
 
 @pytest.mark.parametrize(
@@ -279,6 +310,9 @@ def test_a_bad_folder_is_refused_by_name(scorer, tmp_path):
         load_scorer(tmp_path, device="cpu")
     write_checkpoint(tmp_path, {"tastemaker": "nano"}, state)
     with pytest.raises(ValueError, match="not a nano configuration.*widths"):
+        load_scorer(tmp_path, device="cpu")
+    write_checkpoint(tmp_path, {**scorer.config, "widths": [8] * 6, "blocks": [0] * 6}, state)
+    with pytest.raises(ValueError, match="at most 5 stages"):
         load_scorer(tmp_path, device="cpu")
     file = tmp_path / "model.safetensors"
     write_checkpoint(tmp_path, scorer.config, scorer.state_dict())
