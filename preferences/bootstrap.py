@@ -25,6 +25,7 @@ from .metrics import pair_metrics, verdicts
 
 ROUNDS = 1000
 LEVEL = 0.95
+STREAM = 0x626F6F74  # no stream that the data may have been simulated with from the same seed
 _AT_ONCE = 4_000_000  # weights in memory
 
 Interval = tuple[float, float]
@@ -85,7 +86,7 @@ def bootstrap(
     best = {name: float(value[0]) for name, value in statistics(base[None]).items()}
     if len(place) < 2:
         return {name: (math.nan, math.nan) for name in best}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((STREAM, seed))
     single = _draws(lambda r: rng.exponential(size=(r, len(place))), statistics, base, rounds)
 
     def by_image(r: int) -> np.ndarray:
@@ -125,7 +126,7 @@ def bootstrap_rows(
     level: float = LEVEL,
 ) -> dict[str, Interval]:
     """Percentile intervals of statistics of n images, resampled with replacement: of indices [n]."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((STREAM, seed))
     drawn = [statistics(rng.integers(n, size=n)) for _ in range(rounds)]
     ends = [(1 - level) / 2, (1 + level) / 2]
     return {name: _quantiles([draw[name] for draw in drawn], ends) for name in drawn[0]}

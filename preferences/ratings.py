@@ -1,0 +1,221 @@
+"""Mean opinion scores (MOS): a CSV of ratings, and how well a scorer's numbers go with them.
+
+image_name,MOS              KonIQ-10k
+Image name,MOS              SPAQ, whose spreadsheet is exported to CSV first
+dist_img,ref_img,dmos,var   KADID-10k (its dmos is higher for better pictures)
+name,...,mos_quality,...    AGIQA-3K
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .bootstrap import LEVEL, ROUNDS, Interval, bootstrap_rows
+from .strengths import ranking_metrics, scipy
+
+# What columns are called, the likeliest first; capitals, blanks and underscores do not matter.
+IMAGE_COLUMNS = (
+    *("image", "imagename", "distimg", "imagepath", "img", "imgname", "name", "filename", "file"),
+    *("path", "imageid"),
+)
+SCORE_COLUMNS = ("score", "mos", "mosquality", "dmos", "rating", "meanscore", "meanopinionscore")
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """N rated images, each once.
+
+    Attributes:
+        images: absolute paths.
+        values: [N] float64, higher is better; the mean where an image has several rows.
+        rows: how many ratings were read.
+        columns: the names of the columns that they are from: image, score.
+    """
+
+    images: tuple[Path, ...]
+    values: np.ndarray
+    rows: int
+    columns: tuple[str, str]
+
+
+def read_ratings(
+    path: str | Path,
+    *,
+    root: str | Path | None = None,
+    image_column: str | None = None,
+    score_column: str | None = None,
+    lower_is_better: bool = False,
+) -> Ratings:
+    """The ratings of a CSV with a header; commas, semicolons or tabs part its cells.
+
+    Args:
+        root: the folder that the paths are relative to; by default the file's own.
+        image_column, score_column: by default the first of the usual names (above) that there is.
+        lower_is_better: turns the ratings round, for difference scores such as LIVE's DMOS.
+
+    Raises:
+        FileNotFoundError: no such file, or not one of the images is there.
+        ValueError: naming the file, and its columns or the line that has no rating.
+    """
+    path = Path(path)
+    rows, header, decimal_comma = _read(path)
+    image = _column(path, header, image_column, IMAGE_COLUMNS, "image")
+    score = _column(path, header, score_column, SCORE_COLUMNS, "score")
+    folder = Path(os.path.abspath(path.parent if root is None else root))
+    found: dict[Path, list[float]] = {}
+    for number, cells in rows:
+        where = f"line {number} of {path}"
+        if len(cells) <= max(image, score) or not cells[image].strip():
+            raise ValueError(f"{where} has no {header[image]} and {header[score]}")
+        text = cells[score].strip().replace(",", ".") if decimal_comma else cells[score]
+        value = _number(text, where, header[score])
+        name = Path(os.path.abspath(folder / cells[image].strip()))
+        found.setdefault(name, []).append(-value if lower_is_better else value)
+    if not found:
+        raise ValueError(f"no ratings in {path}")
+    if not any(map(os.path.isfile, found)):
+        raise FileNotFoundError(
+            f"no such file: {next(iter(found))}: give the images' folder, --root"
+        )
+    values = np.array([np.mean(each) for each in found.values()])
+    return Ratings(
+        tuple(found), values, sum(map(len, found.values())), (header[image], header[score])
+    )
+
+
+def logistic(x: ArrayLike, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
+    """The four-parameter logistic b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)).
+
+    Of the Video Quality Experts Group's final report from the FR-TV test, phase II (2003).
+    """
+    z = (np.asarray(x, np.float64) - b3) / abs(b4)
+    return b2 + (b1 - b2) * np.exp(-np.logaddexp(0, -z))
+
+
+def fit_logistic(scores: ArrayLike, values: ArrayLike) -> tuple[float, float, float, float]:
+    """(b1, b2, b3, b4) of the rising `logistic` nearest to the ratings, by least squares.
+
+    From VQEG's start: the ratings' maximum and minimum, the scores' mean, their deviation / 4. Both
+    sides are standardised first, so that units do not matter. A curve that falls is never fitted:
+    it would make a scorer that has it the wrong way round look good.
+
+    Raises:
+        ValueError: fewer than four images, or constant scores or ratings.
+    """
+    least_squares = scipy("optimize").least_squares
+    x, y = np.asarray(scores, np.float64), np.asarray(values, np.float64)
+    if len(x) < 4 or not np.ptp(x) or not np.ptp(y):
+        raise ValueError(
+            "a logistic needs four images at least, and scores and ratings that differ"
+        )
+    (x_mean, x_std), (y_mean, y_std) = ((v.mean(), v.std()) for v in (x, y))
+    x, y = (x - x_mean) / x_std, (y - y_mean) / y_std
+
+    def errors(b: np.ndarray) -> np.ndarray:  # b: rise, floor, middle, width
+        return logistic(x, b[1] + b[0], b[1], b[2], b[3]) - y
+
+    bounds = ([0, -np.inf, -np.inf, 1e-3], [1e4, np.inf, np.inf, 1e4])
+    b = least_squares(errors, [np.ptp(y), y.min(), 0.0, 0.25], bounds=bounds, max_nfev=2000).x
+    floor = y_mean + y_std * b[1]
+    return tuple(map(float, (floor + y_std * b[0], floor, x_mean + x_std * b[2], x_std * b[3])))
+
+
+def rating_metrics(
+    scores: ArrayLike,
+    values: ArrayLike,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[dict[str, float], dict[str, Interval], tuple[float, float, float, float] | None]:
+    """How N scores go with N mean opinion scores.
+
+    Returns:
+        srcc (Spearman), krcc (Kendall's tau-b), plcc (Pearson) in [-1, 1]; plcc_logistic and rmse
+        after `fit_logistic`, rmse in units of the ratings. Their intervals: images resampled, the
+        curve as it is. And the curve, or None where there is none (then both are NaN).
+    """
+    x, y = np.asarray(scores, np.float64), np.asarray(values, np.float64)
+    if x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError(f"scores and ratings must be finite and as many, got {len(x)}, {len(y)}")
+    try:
+        curve = fit_logistic(x, y)
+    except ValueError:
+        curve = None
+    fitted = np.full(len(x), np.nan) if curve is None else logistic(x, *curve)
+
+    def statistics(rows: np.ndarray) -> Mapping[str, float]:
+        ranking = ranking_metrics(x[rows], y[rows])
+        return {
+            "srcc": ranking["spearman"],
+            "plcc": _pearson(x[rows], y[rows]),
+            "plcc_logistic": _pearson(fitted[rows], y[rows]),
+            "krcc": ranking["kendall"],
+            "rmse": math.sqrt(((fitted - y)[rows] ** 2).mean()) if len(rows) else math.nan,
+        }
+
+    found = dict(statistics(np.arange(len(x))))
+    if len(x) < 2:
+        return found, dict.fromkeys(found, (math.nan, math.nan)), curve
+    how = {"rounds": rounds, "seed": seed, "level": level}
+    return found, bootstrap_rows(statistics, len(x), **how), curve
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 2 or not np.ptp(a) > 0 or not np.ptp(b) > 0:  # NaN is not above 0 either
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _read(path: Path) -> tuple[list[tuple[int, list[str]]], list[str], bool]:
+    """Numbered lines, the header, and whether numbers have a decimal comma."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:2] == b"PK" or start == b"\xd0\xcf\x11\xe0":
+        raise ValueError(f"{path} is a spreadsheet: save it as CSV first")
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = file.readline()
+        file.seek(0)
+        delimiter = max(",;\t", key=first.count)
+        try:
+            lines = csv.reader(file, delimiter=delimiter)
+            header = [cell.strip() for cell in next(lines, [])]
+            rows = [(lines.line_num, cells) for cells in lines if cells]
+        except csv.Error as error:
+            raise ValueError(f"not CSV: {path} ({error})") from None
+    return rows, header, delimiter != ","
+
+
+def _column(
+    path: Path, header: list[str], name: str | None, usual: tuple[str, ...], what: str
+) -> int:
+    """Where a column is: the one of that name, or the first of the usual names that there is."""
+    if name is not None:
+        if name in header:
+            return header.index(name)
+        raise ValueError(f"{path} has no column {name!r} (columns: {', '.join(header)})")
+    plain = ["".join(filter(str.isalnum, cell.lower())) for cell in header]
+    for candidate in usual:
+        if candidate in plain:
+            return plain.index(candidate)
+    raise ValueError(
+        f"which column of {path} is the {what}? Give --{what}-column (columns: {', '.join(header)})"
+    )
+
+
+def _number(text: str, where: str, column: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: {column} must be a number, got {text!r}")
+    return value
