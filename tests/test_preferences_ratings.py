@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, pearsonr, spearmanr
 
@@ -49,6 +49,7 @@ def test_by_hand():
     assert found["plcc"] == pytest.approx(0.8)
 
 
+@settings(max_examples=30)
 @given(
     st.floats(10, 1000), st.floats(-100, 100), st.floats(-5, 5), st.floats(0.3, 3),
     st.sampled_from([1e-3, 1.0, 1e3]),
@@ -61,7 +62,7 @@ def test_the_logistic_is_found_again(rise, floor, middle, width, unit):
     found, _, _ = rating_metrics(x * unit, y, rounds=1)
     assert found["plcc_logistic"] == pytest.approx(1, abs=1e-6)
     assert found["plcc_logistic"] >= found["plcc"] - 1e-9
-    assert found["rmse"] <= rise * 1e-4 and found["srcc"] == pytest.approx(1)
+    assert found["rmse"] <= rise * 1e-4 and found["srcc"] > 0.999  # at its ends it is flat
 
 
 def test_the_logistic_is_the_nearest_one():
