@@ -1,0 +1,83 @@
+"""What is wrong with comparisons, by name, before anything is learned from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .comparisons import Comparisons
+
+Pair = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What `problems` found. Only `missing` keeps a scorer from being trained.
+
+    Attributes:
+        missing: images that are no files.
+        themselves: images that are compared with themselves, which says nothing.
+        duplicates: pairs that are compared more than once with the same result.
+        contradictions: pairs of which either one was preferred once.
+        leaked: images of the test that were trained on as well: they flatter.
+    """
+
+    missing: tuple[Path, ...] = ()
+    themselves: tuple[Path, ...] = ()
+    duplicates: tuple[Pair, ...] = ()
+    contradictions: tuple[Pair, ...] = ()
+    leaked: tuple[Path, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in self.__dataclass_fields__)
+
+    def lines(self, names: int = 3) -> Iterator[str]:
+        """One line for each kind that there is, with the first few by name."""
+        for field, what in _WHAT.items():
+            if found := getattr(self, field):
+                named = "; ".join(map(_name, found[:names]))
+                more = f"; and {len(found) - names} more" if len(found) > names else ""
+                yield f"{len(found)} {what}: {named}{more}"
+
+
+_WHAT = {
+    "missing": "missing",
+    "themselves": "compared with itself",
+    "duplicates": "compared more than once with the same result",
+    "contradictions": "contradictory, each preferred once",
+    "leaked": "of the test trained on as well",
+}
+
+
+def problems(train: Comparisons, test: Comparisons | None = None) -> Problems:
+    """Looks through the comparisons, and for their files; no picture is opened."""
+    parts = [train] if test is None else [train, test]
+    images = dict.fromkeys(image for part in parts for image in part.images)
+    results: dict[Pair, list[float]] = defaultdict(list)
+    for part in parts:
+        for left, right, p in part.rows():
+            pair, p = ((left, right), p) if str(left) <= str(right) else ((right, left), 1 - p)
+            results[pair].append(p)
+    compared = {pair: found for pair, found in results.items() if pair[0] != pair[1]}
+    return Problems(
+        missing=tuple(image for image in images if not image.is_file()),
+        themselves=tuple(left for left, right in results if left == right),
+        duplicates=tuple(pair for pair, found in compared.items() if len(set(found)) < len(found)),
+        contradictions=tuple(
+            pair for pair, found in compared.items() if min(found) < 0.5 < max(found)
+        ),
+        leaked=tuple(sorted(set(train.images) & set(test.images))) if test is not None else (),
+    )
+
+
+def without(train: Comparisons, test: Comparisons) -> Comparisons:
+    """The comparisons of `test` between images that `train` does not have."""
+    known = set(train.images)
+    fresh = [left not in known and right not in known for left, right, _ in test.rows()]
+    return test.take([i for i, ok in enumerate(fresh) if ok])
+
+
+def _name(item: Path | Pair) -> str:
+    return " and ".join(map(str, item)) if isinstance(item, tuple) else str(item)
