@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .best_of_n import BestOfN
 from .cascade import CascadeSelect
 from .compare import CompareImages
 from .ensemble import EnsembleScorers
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     ScoreVideo,
     RewardGuidance,
     GuidanceReport,
+    BestOfN,
 ]
 
 

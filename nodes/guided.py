@@ -95,9 +95,7 @@ class Guided:
             for patcher in self._patchers():
                 make_normal(patcher.model)
         for scorer in self._scorers():
-            _check_loaded(scorer)
-            for part in scorer.weights:
-                part.keep()
+            scorer.loaded()
         return loaded
 
     def _guided(self, args: dict[str, Any]) -> Tensor:
@@ -138,7 +136,7 @@ def _linear(latent_format: Any) -> Decode:
     if factors is None:
         raise ValueError(
             f"the latents of this model ({type(latent_format).__name__}) have no linear preview: "
-            "connect a VAE to Reward Guidance"
+            "connect a VAE"
         )
     reshape = latent_format.latent_rgb_factors_reshape or (lambda z: z)
     return lambda x0: decoded(x0, lambda z: linear_pixels(reshape(z), factors, bias))
@@ -151,14 +149,3 @@ def _by_vae(vae: Any, z: Tensor) -> Tensor:
     # It works in place, which autograd forbids for what it has saved.
     pixels = vae.process_output(pixels.float().clone())
     return (pixels[:, :, 0] if pixels.ndim == 5 else pixels)[:, :3]
-
-
-def _check_loaded(scorer: ManagedScorer) -> None:
-    """ComfyUI leaves behind what does not fit, and a scorer cannot run on two devices."""
-    for part in scorer.weights:
-        found = {weight.device.type for weight in part.patcher.model.parameters()}
-        if found != {scorer.device.type}:
-            raise RuntimeError(
-                f"{scorer.card.name} does not fit on the {scorer.device.type} device beside the "
-                "model that samples: use a smaller scorer, such as nano"
-            )

@@ -116,6 +116,21 @@ class ManagedScorer:
             part.keep()
         return self.scorer
 
+    def loaded(self) -> None:
+        """To be called when others have loaded it beside their own models, before it is used.
+
+        RuntimeError where ComfyUI left behind what does not fit: it cannot run on two devices.
+        """
+        for part in self.weights:
+            found = {weight.device.type for weight in part.patcher.model.parameters()}
+            if found != {self.device.type}:
+                raise RuntimeError(
+                    f"{self.card.name} does not fit on the {self.device.type} device beside the "
+                    "model that samples: use a smaller scorer, such as nano"
+                )
+        for part in self.weights:
+            part.keep()
+
     def score(self, images: Sequence[Tensor]) -> Scores:
         """IMAGE batches [b, H, W, C], sizes mixed, to the scores of all their pictures in order.
 

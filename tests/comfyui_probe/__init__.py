@@ -12,6 +12,8 @@ ProbeModel  {"kind": "eps" or "flow"} -> MODEL, CONDITIONING: SD 1.5 with a conv
     that any sampler can sample. {"naked": true}: its latents have no linear preview.
 ProbeVAE    {}               -> VAE: a TAESD with random weights, made under inference mode.
 ProbeLoaded {"after": link} -> a list: the classes of the models that lie on the device by then.
+ProbeBatches {"model": link} -> MODEL that remembers the batches that it is called with; ProbeSeen
+    {"model": link, "after": link} -> a list of them: images at a time, CFG's second half not counted.
 ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
     `summary`s. A value that was blocked leaves no file.
 
@@ -186,6 +188,37 @@ class ProbeLoaded:
         return ([type(loaded.model.model).__name__ for loaded in mm.current_loaded_models],)
 
 
+class ProbeBatches:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL", {})}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, model):
+        model, seen = model.clone(), []
+
+        def count(apply, args):
+            seen.append(len(args["input"]) // len(args["cond_or_uncond"]))
+            return apply(args["input"], args["timestep"], **args["c"])
+
+        model.set_model_unet_function_wrapper(count)
+        model.set_attachments("probe_batches", seen)
+        return (model,)
+
+
+class ProbeSeen:
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"after": (ANY, {}), "model": ("MODEL", {})}}
+    )
+    RETURN_TYPES = (ANY,)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, after, model):
+        return (list(model.get_attachment("probe_batches")),)
+
+
 class ProbeDump:
     INPUT_TYPES = classmethod(
         lambda cls: {"required": {"name": ("STRING", {}), "value": (ANY, {})}}
@@ -236,6 +269,6 @@ def read(name):
 
 PROBES = (
     *(ProbeImages, ProbeLatent, ProbeMasks, ProbeList),
-    *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeDump),
+    *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeBatches, ProbeSeen, ProbeDump),
 )
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in PROBES}
