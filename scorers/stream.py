@@ -58,7 +58,7 @@ def score_stream(
 
 def _stream(scorer: Scorer, images: Iterable, batch_size: int, on_error: str) -> Iterator[Scored]:
     batcher = _Batcher(scorer, batch_size, on_error)
-    for window in _windows(_decode_ahead(images, scorer), WINDOW_BATCHES * batch_size):
+    for window in _windows(decode_ahead(images, scorer), WINDOW_BATCHES * batch_size):
         if on_error == "raise":
             for _, decoded in window:
                 if isinstance(decoded, Exception):
@@ -85,7 +85,7 @@ def _decode_or_error(item: Any, scorer: Scorer) -> Tensor | Exception:
         return error
 
 
-def _decode_ahead(items: Iterable, scorer: Scorer) -> Iterator[tuple[Any, Tensor | Exception]]:
+def decode_ahead(items: Iterable, scorer: Scorer) -> Iterator[tuple[Any, Tensor | Exception]]:
     """(item, decoded picture or error) in order, decoded by threads: Pillow releases the GIL."""
     workers = min(16, os.cpu_count() or 1)
     largest = WINDOW_PIXELS // workers  # pixels of the largest recent picture; unknown at first
