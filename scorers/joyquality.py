@@ -101,7 +101,7 @@ class JoyQuality(TowerScorer):
         revision: str | None = None,
     ):
         super().__init__()
-        self.size = config.image_size
+        self.config, self.size = config, config.image_size
         self.tower = VisionTransformer(config, class_token=False, dtype=dtype)
         self.pool = PoolingHead(config)
         self.head = nn.Linear(config.hidden_size, 1)
