@@ -1,6 +1,6 @@
 """Trains the embedded nano scorer on corrupted copies of real AI-generated pictures.
 
-    pip install -e . comfyui-workflow-templates-media-image \
+    pip install -e ".[train]" comfyui-workflow-templates-media-image \
         comfyui-workflow-templates-media-other comfyui-workflow-templates-media-assets-01
     python -m tastemaker.training.nano
 
@@ -23,10 +23,10 @@ import argparse
 import json
 import math
 import platform
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -36,8 +36,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..preferences.trainer import Log, Recipe, fit
 from ..scorers import corruptions
 from ..scorers.checkpoint import replacing
 from ..scorers.corruptions import CORRUPTIONS, NotCompressible
@@ -77,44 +78,46 @@ def main() -> None:
     parser.add_argument(
         "--develop", action="store_true", help="report on a part of the training set"
     )
+    parser.add_argument(
+        "--checkpoints", type=Path, help="folder for them: a run that was killed goes on from there"
+    )
     options = parser.parse_args()
     settings = Settings(steps=options.steps, seed=options.seed, threads=options.threads)
     train_set, test_set = split(usable_pictures(options.sources), settings.held_out, "nano")
     if options.develop:
         train_set, test_set = split(train_set, 0.2, "nano-development")
-    started = time.monotonic()
-    scorer = train(train_set, settings)
-    minutes = (time.monotonic() - started) / 60
+    scorer, log = train(train_set, settings, options.checkpoints)
     standardise(scorer, train_set)
     torch.set_num_threads(1)  # one picture at a time: more threads only wait
     judgement = judge(scorer, test_set, settings.draws)
-    report = results(judgement, scorer, settings, len(train_set), len(test_set), minutes)
+    report = results(judgement, scorer, settings, len(train_set), len(test_set), log.seconds / 60)
     print(report)
     if not options.develop:
         write(scorer, train_set, settings, report)
 
 
-def train(pictures: Sequence[Picture], settings: Settings) -> NanoScorer:
-    """A scorer trained on the pictures; it depends on the settings alone, up to rounding."""
+def train(
+    pictures: Sequence[Picture], settings: Settings, checkpoints: Path | None = None
+) -> tuple[NanoScorer, Log]:
+    """A scorer trained on the pictures; it depends on the settings alone, up to rounding.
+
+    With a folder for checkpoints, a run that was killed goes on from the last one in it.
+    """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     scorer = NanoScorer().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(scorer.parameters(), settings.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.rate, settings.steps, pct_start=0.1
+    log = fit(
+        scorer,
+        Recipe(settings.steps, settings.rate, rise=0.1),
+        partial(batches, pictures, settings),
+        lambda batch: comparison_loss(scores_of(scorer, batch), settings.across),
+        folder=checkpoints,
+        run={
+            "settings": json.dumps(asdict(settings)),
+            "pictures": sha256(_listed(pictures)).hexdigest(),
+        },
     )
-    recent = math.nan
-    for step, batch in enumerate(batches(pictures, settings), 1):
-        loss = comparison_loss(scores_of(scorer, batch), settings.across)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(scorer.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        recent = loss.item() if step == 1 else 0.98 * recent + 0.02 * loss.item()
-        if step % 100 == 0:
-            print(f"step {step} of {settings.steps}: loss {recent:.3f}", flush=True)
-    return scorer.to(memory_format=torch.contiguous_format).freeze()
+    return scorer.to(memory_format=torch.contiguous_format).freeze(), log
 
 
 def scores_of(scorer: NanoScorer, batch: Tensor) -> Tensor:
@@ -135,17 +138,17 @@ def comparison_loss(scores: Tensor, across: float) -> Tensor:
     return own.mean() + across * F.softplus(strong[None, :] - original[:, None]).mean()
 
 
-def batches(pictures: Sequence[Picture], settings: Settings) -> Iterator[Tensor]:
-    """uint8 [B, 3, 3, crop, crop], each made by a thread while the one before is trained on."""
+def batches(pictures: Sequence[Picture], settings: Settings, first: int) -> Iterator[Tensor]:
+    """uint8 [B, 3, 3, crop, crop] of the steps from `first` on; the next is made meanwhile."""
 
     def make(step: int) -> Tensor:
-        first = step * settings.batch
-        made = [example(pictures, settings, first + i) for i in range(settings.batch)]
+        numbers = range(step * settings.batch, (step + 1) * settings.batch)
+        made = [example(pictures, settings, number) for number in numbers]
         return torch.from_numpy(np.stack(made)).permute(0, 1, 4, 2, 3)
 
     with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(make, 0)
-        for step in range(settings.steps):
+        upcoming = pool.submit(make, first)
+        for step in range(first, settings.steps):
             batch = upcoming.result()
             upcoming = pool.submit(make, step + 1)
             yield batch
@@ -255,21 +258,26 @@ Training: {settings.steps} steps, {minutes:.0f} minutes on {settings.threads} CP
 
 def write(scorer: NanoScorer, pictures: Sequence[Picture], settings: Settings, report: str) -> None:
     """The weights, the list of pictures seen, and the table."""
-    seen = {picture.name: f"{picture.hash:060x}" for picture in pictures}
-    listed = json.dumps(seen, indent=0) + "\n"
+    listed = _listed(pictures)
     metadata = {
         "format": "pt",
         "config": json.dumps(scorer.config),
         "settings": json.dumps(asdict(settings)),
-        "pictures": sha256(listed.encode()).hexdigest(),
+        "pictures": sha256(listed).hexdigest(),
         "results": report,
     }
     WEIGHTS.parent.mkdir(exist_ok=True)
     with replacing(WEIGHTS) as temporary:
         save_file(scorer.state_dict(), temporary, metadata)
-    for path, text in ((TRAINED_ON, listed), (RESULTS, report)):
+    for path, content in ((TRAINED_ON, listed), (RESULTS, report.encode())):
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
+
+
+def _listed(pictures: Sequence[Picture]) -> bytes:
+    """The pictures' names and hashes as JSON, one a line."""
+    seen = {picture.name: f"{picture.hash:060x}" for picture in pictures}
+    return (json.dumps(seen, indent=0) + "\n").encode()
 
 
 def trained_on() -> list[Picture]:
