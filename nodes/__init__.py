@@ -16,6 +16,7 @@ from .quality_map import QualityMap
 from .report import ScoreReport
 from .save import SaveScoredImage
 from .score import ScoreImages
+from .search_noise import SearchNoise
 from .select import SelectImages
 from .tag import QualityTag
 from .video import ScoreVideo
@@ -38,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     RewardGuidance,
     GuidanceReport,
     BestOfN,
+    SearchNoise,
 ]
 
 

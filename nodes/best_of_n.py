@@ -31,13 +31,13 @@ class BestOfN(io.ComfyNode):
             inputs=[
                 *MODELS,
                 io.Int.Input(
-                    "n", default=8, min=1, max=1024, tooltip="Number of candidates. 1: a KSampler."
+                    "n", default=8, min=1, max=256, tooltip="Number of candidates. 1: a KSampler."
                 ),
                 io.Int.Input(
                     "keep",
                     default=1,
                     min=1,
-                    max=1024,
+                    max=256,
                     tooltip="Number of images kept, the best first. As many as n: all, sorted.",
                 ),
                 batch_size_input("candidates"),

@@ -32,6 +32,14 @@ class Judged(NamedTuple):
     scores: Scores
     held_out: Scores | None
 
+    @classmethod
+    def join(cls, parts: Sequence[Judged]) -> Judged:
+        """One after the other."""
+        pictures = [picture for part in parts for picture in part.pictures]
+        held_out = [part.held_out for part in parts if part.held_out]
+        scores = Scores.join([part.scores for part in parts])
+        return cls(pictures, scores, Scores.join(held_out) if held_out else None)
+
     def best(self, k: int) -> ranking.Selection:
         """Best first. ValueError if none has a score."""
         selection = ranking.top_k(self.scores.values, k)
