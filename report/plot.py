@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .contact_sheet import BACKGROUND, EMPTY, QUIET, TEXT
 
 COLOURS = ((96, 165, 250), (251, 146, 60), (74, 222, 128), (244, 114, 182))
-MARGIN = (72, 48, 24, 56)  # left, top, right, bottom
+GUIDE = (113, 113, 122)
+FINE = 2  # drawn so many times larger, then reduced: Pillow's lines are jagged
+MARGIN = tuple(FINE * side for side in (72, 48, 24, 56))  # left, top, right, bottom
+TICKS = 6  # at most about so many on an axis
+FEW = 60  # points of a curve that are marked one by one
 
 Curve = Sequence[tuple[float, float]]
+Place = Callable[[float, float], tuple[float, float]]
 
 
 def plot(
     curves: Mapping[str, Curve],
     *,
+    dots: Mapping[str, Curve] | None = None,
+    guides: Mapping[str, Curve] | None = None,
+    bars: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
     title: str = "",
     across: str = "",
     size: tuple[int, int] = (900, 480),
@@ -25,52 +35,102 @@ def plot(
     """Draws curves [(x, y), ...] by name, with both axes labelled; what is not finite is left out.
 
     A flat line or a single point is drawn too. ValueError if there is no finite point at all.
+
+    Args:
+        dots: clouds of points, which no line joins.
+        guides: grey lines behind the curves: what would be ideal, what a coin would do.
+        bars: an interval (x, low, high) at points of the curve of that name.
+        bounds: left, right, low, high of the axes; by default a little more than all that is drawn.
     """
-    finite = {
-        name: [(x, y) for x, y in curve if math.isfinite(x) and math.isfinite(y)]
-        for name, curve in curves.items()
-    }
-    points = [point for curve in finite.values() for point in curve]
+    curves, dots, guides = (_finite(each or {}) for each in (curves, dots, guides))
+    bars = {name: [bar for bar in each if _all_finite(bar)] for name, each in (bars or {}).items()}
+    points = [*chain(*curves.values(), *dots.values(), *guides.values())]
+    points += [(x, y) for each in bars.values() for x, *ends in each for y in ends]
     if not points:
         raise ValueError("nothing to plot: no finite point")
-    (left, right), (low, high) = (_bounds([p[axis] for p in points]) for axis in (0, 1))
-    picture = Image.new("RGB", size, BACKGROUND)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
-    box = (MARGIN[0], MARGIN[1], size[0] - MARGIN[2], size[1] - MARGIN[3])
+    axes = bounds or (*_bounds([x for x, _ in points]), *_bounds([y for _, y in points]))
+    wide, high = (FINE * side for side in size)
+    picture = Image.new("RGB", (wide, high), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    box = (MARGIN[0], MARGIN[1], wide - MARGIN[2], high - MARGIN[3])
 
     def place(x: float, y: float) -> tuple[float, float]:
+        left, right, low, top = axes
         return (
             box[0] + (x - left) / (right - left) * (box[2] - box[0]),
-            box[3] - (y - low) / (high - low) * (box[3] - box[1]),
+            box[3] - (y - low) / (top - low) * (box[3] - box[1]),
         )
 
+    _draw_axes(draw, box, axes, place)
+    colours = dict(zip((*dots, *curves), COLOURS * 8, strict=False))
+    for name, cloud in dots.items():
+        _draw_dots(draw, [place(*point) for point in cloud], colours[name], 2)
+    for guide in guides.values():
+        _draw_line(draw, [place(*point) for point in guide], GUIDE)
+    for name, curve in curves.items():
+        for x, *ends in bars.get(name, ()):
+            draw.line([place(x, end) for end in ends], colours[name], FINE + 1)
+        spots = [place(*point) for point in curve]
+        _draw_line(draw, spots, colours[name])
+        if len(spots) <= FEW:
+            _draw_dots(draw, spots, colours[name], 3)
+    draw.text((box[0], 14 * FINE), title, TEXT, _font(18))
+    _draw_foot(draw, {**colours, **dict.fromkeys(guides, GUIDE)}, across, picture.size)
+    return picture.reduce(FINE)
+
+
+def _draw_axes(draw, box: Sequence[int], axes: Sequence[float], place: Place) -> None:
+    left, right, low, high = axes
     draw.rectangle(box, EMPTY)
-    for i in range(5):
-        y = low + (high - low) * i / 4
-        line = place(left, y)[1]
-        draw.line((box[0], line, box[2], line), BACKGROUND)
-        draw.text((box[0] - 8, line), f"{y:.3g}", QUIET, font, anchor="rm")
-    for x, anchor in ((left, "la"), (right, "ra")):
-        draw.text((place(x, low)[0], box[3] + 8), f"{x:.3g}", QUIET, font, anchor=anchor)
-    draw.text(((box[0] + box[2]) / 2, box[3] + 8), across, QUIET, font, anchor="ma")
-    draw.text((box[0], 14), title, TEXT, ImageFont.load_default(18))
-    _draw_curves(draw, finite, place, font, size)
-    return picture
+    for y in _ticks(low, high):
+        up = place(left, y)[1]
+        draw.line((box[0], up, box[2], up), BACKGROUND, FINE)
+        draw.text((box[0] - 8 * FINE, up), f"{y:.6g}", QUIET, _font(15), anchor="rm")
+    for x in _ticks(left, right):
+        at = (place(x, low)[0], box[3] + 8 * FINE)
+        draw.text(at, f"{x:.6g}", QUIET, _font(15), anchor="ma")
 
 
-def _draw_curves(draw, curves: Mapping[str, Curve], place, font, size: tuple[int, int]) -> None:
-    at = MARGIN[0]
-    for i, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        spots = [place(x, y) for x, y in curve]
-        if len(spots) > 1:
-            draw.line(spots, colour, 2, joint="curve")
-        for x, y in spots:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        foot = size[1] - 22
-        draw.rectangle((at, foot, at + 14, foot + 12), colour)
-        draw.text((at + 20, foot + 6), name, TEXT, font, anchor="lm")
-        at += 44 + int(font.getlength(name))
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _draw_line(draw, spots: list[tuple[float, float]], colour) -> None:
+    if len(spots) > 1:
+        draw.line(spots, colour, 2 * FINE, joint="curve")
+
+
+def _draw_dots(draw, spots: list[tuple[float, float]], colour, radius: int) -> None:
+    r = radius * FINE
+    for x, y in spots:
+        draw.ellipse((x - r, y - r, x + r, y + r), colour)
+
+
+def _draw_foot(draw, colours: Mapping[str, tuple], across: str, size: tuple[int, int]) -> None:
+    """What the colours mean, and what the horizontal axis is."""
+    at, foot, side = MARGIN[0], size[1] - 22 * FINE, 14 * FINE
+    for name, colour in colours.items():
+        draw.rectangle((at, foot, at + side, foot + 12 * FINE), colour)
+        draw.text((at + 20 * FINE, foot + 6 * FINE), name, TEXT, _font(15), anchor="lm")
+        at += 44 * FINE + int(_font(15).getlength(name))
+    draw.text((size[0] - MARGIN[2], foot + 6 * FINE), across, QUIET, _font(15), anchor="rm")
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size * FINE)
+
+
+def _finite(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    return {name: [p for p in curve if _all_finite(p)] for name, curve in curves.items()}
+
+
+def _all_finite(values: Sequence[float]) -> bool:
+    return all(map(math.isfinite, values))
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
