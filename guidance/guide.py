@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .record import Record
+from .record import Record, Row
 from .rewards import Scorer, along, ascent, norms, rate, unit
 from .tap import Step
 
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 USUAL = 0.9  # how much of the gradients' usual norm stays from one step to the next
 FLOOR = 0.3  # below this share of it, the push shrinks with the gradient: the reward is saturated
+CLEAN = 0.25  # below this noise ratio nothing is carried over: it would be seen in the pixels
 
 
 @dataclass
@@ -44,6 +45,9 @@ class Guide:
         held_out: a scorer that does not guide; it says whether the pushes please only the guiding one.
         stop_on_gap: no more guidance once the held-out reward falls while the guiding one rises.
         prompts: one a sample, for scorers that read them.
+        extrapolated: the host's solver extrapolates from the x0 it was given, as DPM++ 2M does, and
+            would take the last push back (`tap` sees to that itself). Each push is then spread over
+            this step and the next ones, also a few that are no longer guided.
     """
 
     scorers: Sequence[tuple[Scorer, float]]
@@ -56,6 +60,7 @@ class Guide:
     held_out: Scorer | None = None
     stop_on_gap: bool = False
     prompts: Sequence[str] | None = None
+    extrapolated: bool = False
     record: Record = field(default_factory=Record)
 
     def __post_init__(self):
@@ -67,31 +72,42 @@ class Guide:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         self._usual: dict[int, Tensor] = {}  # of each scorer's gradients
         self._gains = torch.zeros(2)  # of the guiding and the held-out reward, by the pushes so far
+        self._carried: Tensor | None = None  # the last push, of which the solver takes a part back
 
     def start(self) -> None:
         """Forgets the run before: for `tap`'s `on_start`."""
-        self._usual, self._gains = {}, torch.zeros(2)
+        self._usual, self._gains, self._carried = {}, torch.zeros(2), None
         self.record.stopped = False
 
-    def __call__(self, step: Step) -> Tensor | None:
+    def wants(self, noise_ratio: float) -> bool:
+        """Whether a step from so much noise is guided."""
         low, high = self.window
+        return self.scale > 0 and low <= noise_ratio <= high and not self.record.stopped
+
+    def __call__(self, step: Step) -> Tensor | None:
         row = self.record.add(step)
-        if self.scale == 0 or not low <= step.noise_ratio <= high or self.record.stopped:
-            return None
+        push = self._guided(step, row) if self.wants(step.noise_ratio) else None
+        if self.extrapolated:
+            push = self._spread(step, push)
+        return None if push is None else step.x0 + push.to(step.x0)
+
+    def _guided(self, step: Step, row: Row) -> Tensor:
+        """The push of x0, [B, ...]; what there is to know of it goes into the row."""
         rewards, direction, pixels = ascent(
             self.scorers, step.x0, self.decode, self.prompts, self._strength
         )
+        if step.pullback is not None:
+            direction = norms(direction) * unit(step.pullback(direction))
         weights = rewards.new_tensor([weight for _, weight in self.scorers])
         total = weights @ rewards  # [B]
         self.record.scorer_calls += len(self.scorers)
         push = self.push(direction, step.noise_ratio)
         if self.target is not None:
             push = push * along(total < self.target, push)
-        x0 = step.x0 + push.to(step.x0)
         row.reward, row.push = total.cpu(), rms(push).cpu()
         if self.held_out is not None:
-            self._watch(row, pixels, x0, total)
-        return x0
+            self._watch(row, pixels, step.x0 + push.to(step.x0), total)
+        return push
 
     def push(self, direction: Tensor, noise_ratio: float) -> Tensor:
         """The displacement of x0 along a direction [B, ...] of norm at most 1, in float32."""
@@ -99,6 +115,19 @@ class Guide:
         g = low_passed(direction, self.low_pass)
         size = min(self.scale * noise_ratio, self.cap) * g[0].numel() ** 0.5
         return size * norms(direction) * unit(g)
+
+    def _spread(self, step: Step, push: Tensor | None) -> Tensor | None:
+        """q of which an extrapolating step makes the push: (3 q - q before) / 2 = push."""
+        if push is None:
+            if self._carried is None or step.noise_ratio < CLEAN:
+                self._carried = None
+                return None
+            push = torch.zeros_like(self._carried)
+        if step.index > 0:  # the first step has nothing to extrapolate from
+            before = 0 if self._carried is None else self._carried
+            push = (2 * push + before) / 3
+        self._carried = push
+        return push
 
     def _strength(self, number: int, norm: Tensor) -> Tensor:
         """How much a scorer pushes each sample, [B] in [0, 1]: less where its gradient has faded."""
@@ -109,7 +138,7 @@ class Guide:
         return (norm / (FLOOR * usual).clamp_min(1e-30)).clamp(max=1)
 
     @torch.no_grad()
-    def _watch(self, row, pixels: Tensor, x0: Tensor, before: Tensor) -> None:
+    def _watch(self, row: Row, pixels: Tensor, x0: Tensor, before: Tensor) -> None:
         """Records what the push does to both rewards, measured on the pictures before and after."""
         after = self.decode(x0)
         guiding = sum(weight * rate(s, after, self.prompts) for s, weight in self.scorers)

@@ -2,8 +2,9 @@
 
 A scheduler's `step(output, t, x)` moves from x towards the x0 that the model's output stands for. The
 tap computes that x0, hands it over, and when another comes back, steps with the output that stands
-for it. It is exact for every solver, histories of multistep ones included, because x0 is affine in the
-output (see `schedulers`). ComfyUI's post-CFG function is the same thing.
+for it. It is exact for every solver, because x0 is affine in the output (see `schedulers`). Solvers that
+extrapolate from earlier x0 keep the model's own in their history (see `multistep`). ComfyUI's post-CFG
+function is the same thing.
 
 The scheduler's class is swapped for a subclass for as long as the context lasts: `isinstance` and
 `inspect.signature` see what they saw, and an instance that is copied meanwhile is not tapped.
@@ -18,9 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .schedulers import check_scheduler, clips, level, name_of, prediction, x0_coefficients
+from .multistep import displace, extrapolates
+from .schedulers import (
+    adds_noise,
+    check_scheduler,
+    clips,
+    level,
+    name_of,
+    prediction,
+    x0_coefficients,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +43,9 @@ class Step:
     sigma: float  # its noise, in the scheduler's own unit
     index: int  # calls before this one; a Heun step makes two
     timestep: Any
+    # From a gradient [B, ...] with respect to x0 to that with respect to the noisy sample, through the
+    # denoiser; None unless the sample requires a gradient.
+    pullback: Callable[[Tensor], Tensor] | None = None
 
 
 TapFunction = Callable[[Step], "Tensor | None"]
@@ -39,12 +53,16 @@ TapFunction = Callable[[Step], "Tensor | None"]
 
 @contextmanager
 def tap(
-    scheduler: Any, function: TapFunction, on_start: Callable[[], None] | None = None
+    scheduler: Any,
+    function: TapFunction,
+    on_start: Callable[[], None] | None = None,
+    after: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[None]:
     """Within the context, `function` sees every step's x0, and may return another [B, ...].
 
     Args:
         on_start: called when a run begins (`set_timesteps`); steps are counted from 0 again.
+        after: called after each step with the index of the next one and the sample it will start from.
 
     Raises:
         NotImplementedError: naming a scheduler that is not supported, and what to use instead.
@@ -61,7 +79,7 @@ def tap(
         )
     own = type(scheduler)
     scheduler.__class__ = _tapped(own)
-    scheduler._tastemaker_tap = _Tap(function, on_start)
+    scheduler._tastemaker_tap = _Tap(function, on_start, after)
     try:
         yield
     finally:
@@ -70,8 +88,13 @@ def tap(
 
 
 class _Tap:
-    def __init__(self, function: TapFunction, on_start: Callable[[], None] | None):
-        self.function, self.on_start, self.index = function, on_start, 0
+    def __init__(
+        self,
+        function: TapFunction,
+        on_start: Callable[[], None] | None,
+        after: Callable[[int, Tensor], None] | None,
+    ):
+        self.function, self.on_start, self.after, self.index = function, on_start, after, 0
 
     def __deepcopy__(self, memo: dict) -> None:
         return None  # some pipelines copy their scheduler, e.g. for sound: the copy is not tapped
@@ -84,9 +107,15 @@ def _tapped(own: type) -> type:
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **named: Any
     ):
         held = self.__dict__.get("_tastemaker_tap")
-        if held is not None:
-            model_output = _through(held, self, model_output, timestep, sample)
-        return own.step(self, model_output, timestep, sample, *args, **named)
+        if held is None:
+            return own.step(self, model_output, timestep, sample, *args, **named)
+        if "generator" not in named and adds_noise(self, named):
+            _warn_of_noise(self)
+
+        def go(output: Tensor, sample: Tensor) -> Any:
+            return own.step(self, output, timestep, sample, *args, **named)
+
+        return _through(held, self, go, model_output, timestep, sample)
 
     @functools.wraps(own.set_timesteps)  # and for `sigmas` in this one's
     def set_timesteps(self: Any, *args: Any, **named: Any):
@@ -102,15 +131,44 @@ def _tapped(own: type) -> type:
     return type(own.__name__, (own,), names)
 
 
-def _through(held: _Tap, scheduler: Any, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-    """The model's output after the tap's function has seen its x0; the very same where it is kept."""
-    here = level(scheduler, timestep)
+def _through(
+    held: _Tap, scheduler: Any, go: Callable, output: Tensor, timestep: Any, sample: Tensor
+) -> Any:
+    """What the scheduler's own step `go` gives when the tap's function has seen x0."""
+    here, index = level(scheduler, timestep), held.index
     a, b = x0_coefficients(here, prediction(scheduler))
-    x0 = a * sample.float() + b * output.float()
-    new = held.function(Step(x0, here.noise_ratio, here.sigma, held.index, timestep))
-    held.index += 1
-    if new is None:
-        return output
-    if new.shape != x0.shape:
+    x0, pullback = a * sample.float() + b * output.float(), None
+    if sample.requires_grad:
+        pullback = _pullback(x0, sample, output)
+        x0, sample, output = x0.detach(), sample.detach(), output.detach()
+    new = held.function(Step(x0, here.noise_ratio, here.sigma, index, timestep, pullback))
+    if new is not None and new.shape != x0.shape:
         raise ValueError(f"the tap returned {list(new.shape)} for an x0 of {list(x0.shape)}")
-    return (output.float() + (new.to(x0) - x0) / b).to(output.dtype)
+    if new is None:
+        result = go(output, sample)
+    elif extrapolates(scheduler):
+        result = go(output, sample)
+        displace(scheduler, here, result[0], new.to(x0) - x0)
+    else:
+        result = go((output.float() + (new.to(x0) - x0) / b).to(output.dtype), sample)
+    held.index = index + 1
+    if held.after is not None:
+        held.after(held.index, result[0])
+    return result
+
+
+def _pullback(x0: Tensor, sample: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
+    if not output.requires_grad:
+        raise RuntimeError(
+            "the denoiser gives no gradient (under torch.inference_mode, cached, compiled without it, or "
+            "quantised so): guide without through_model"
+        )
+    return lambda gradient: torch.autograd.grad(x0, sample, gradient.to(x0))[0]
+
+
+def _warn_of_noise(scheduler: Any) -> None:
+    warnings.warn(
+        f"the pipeline does not hand its generator to {name_of(scheduler)}, whose noise then comes from "
+        "torch's global one: call torch.manual_seed before each run to repeat it",
+        stacklevel=4,
+    )

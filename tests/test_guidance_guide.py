@@ -1,5 +1,7 @@
 """The push: its size, its direction, when there is none, and what is recorded of it."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -220,3 +222,39 @@ def test_a_scorer_that_gives_something_else_is_named():
     for weights in ([(red, 0.0)], [(red, -1.0), (dark, 2.0)], []):
         with pytest.raises(ValueError, match="weights must be positive"):
             weighted(weights)
+
+
+# --- solvers that extrapolate ---------------------------------------------------------------------
+
+
+def two_m(guided, sigmas, clean):
+    """DPM++ 2M as samplers without a history to reach have it: the x of each step."""
+    x, old, xs = torch.zeros_like(clean), None, []
+    for i, (s, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        pushed = guided(Step(clean, s / (1 + s * s) ** 0.5, s, i, s))
+        x0 = clean if pushed is None else pushed
+        h = math.log(s / after)
+        r = math.log(sigmas[i - 1] / s) / h if i else 1.0
+        seen = x0 if old is None else x0 + (x0 - old) / (2 * r)
+        x, old = after / s * x - math.expm1(-h) * seen, x0
+        xs.append(x)
+    return torch.stack(xs)
+
+
+def test_a_solver_that_extrapolates_does_not_take_the_push_back():
+    """Of first order, a push moves its step by (1 - sigma' / sigma) of it, and then fades as noise does."""
+    clean, sigmas = latents(), [12.0, 6.0, 3.0, 1.5, 0.75, 0.375, 0.1875]
+    plain = two_m(guide(scale=0.0), sigmas, clean)
+    for window, steps in (((0.99, 1.0), [0]), ((0.97, 0.99), [1]), ((0.9, 0.99), [1, 2])):
+        moved = {}
+        for carried in (False, True):
+            guided = guide(window=window, extrapolated=carried)
+            moved[carried] = rms(two_m(guided, sigmas, clean)[-1] - plain[-1])
+        found = [row.index for row in guided.record.rows if row.push is not None]
+        assert found == steps
+        sizes = [0.1 * guided.record.rows[i].noise_ratio for i in steps]
+        wanted = sum(
+            size * 0.5 * sigmas[-1] / sigmas[i + 1] for i, size in zip(steps, sizes, strict=True)
+        )
+        assert moved[True] == pytest.approx([wanted] * 3, rel=0.03)  # all but the last 3^-k
+        assert (moved[False] < 0.6 * moved[True]).all()  # of the first step, nothing is left

@@ -1,6 +1,7 @@
 """The tap on diffusers' own schedulers: what it sees is x0, and what it returns is what is stepped with."""
 
 import copy
+import functools
 import inspect
 import warnings
 
@@ -113,6 +114,7 @@ def test_what_is_seen_is_the_schedulers_own_x0(name):
     own = type(scheduler)
 
     class Spy(own):
+        @functools.wraps(own.step)
         def step(self, *args, **named):
             result = super().step(*args, **named)
             known = getattr(result, "pred_original_sample", None)
@@ -195,6 +197,17 @@ def test_an_unknown_scheduler_is_refused_by_name(kind):
     assert type(scheduler).__name__ == kind
 
 
+def test_noise_that_no_seed_reaches_is_warned_about():
+    scheduler = make("DPM++ SDE")
+    x = torch.zeros(1, 4, 8, 8)
+    with tap(scheduler, lambda step: None):
+        with pytest.warns(UserWarning, match="generator to DPMSolverMultistep.*torch.manual_seed"):
+            scheduler.step(x, scheduler.timesteps[0], x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scheduler.step(x, scheduler.timesteps[1], x, generator=torch.Generator())
+
+
 def test_a_scheduler_that_clips_is_warned_about():
     scheduler = diffusers.DDIMScheduler(clip_sample=True)
     with pytest.warns(UserWarning, match="DDIMScheduler clips x0"), tap(scheduler, lambda s: None):
@@ -203,3 +216,54 @@ def test_a_scheduler_that_clips_is_warned_about():
         warnings.simplefilter("error")
         with tap(make("DDIMScheduler epsilon"), lambda step: None):
             pass
+
+
+SOLVERS = {
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", VP),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", dict(VP, use_karras_sigmas=True)),
+    "DPM++ 3M": ("DPMSolverMultistepScheduler", dict(VP, solver_order=3)),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", dict(VP, algorithm_type="sde-dpmsolver++")),
+    "DPM++ 2M flow": ("DPMSolverMultistepScheduler", FLOW),
+    "UniPC": ("UniPCMultistepScheduler", VP),
+    "UniPC flow": ("UniPCMultistepScheduler", FLOW),
+}
+
+
+def way(name, push, steps=6, at=2):
+    """The samples of a run whose x0 is pushed in one step, where the model's x0 never changes."""
+    kind, options = SOLVERS[name]
+    scheduler = getattr(diffusers, kind)(**options)
+    scheduler.set_timesteps(steps)
+    clean = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(0)
+    x, xs, levels = torch.randn(2, 4, 8, 8, generator=generator), [], []
+    named = {"generator": generator} if "DPM" in kind else {}
+    model = Model(clean)
+    with tap(scheduler, lambda step: step.x0 + push if step.index == at else None):
+        for t in scheduler.timesteps:
+            levels.append(level(scheduler, t))
+            x = scheduler.step(model(scheduler, x, t), t, x, **named).prev_sample
+            xs.append(x)
+    return xs, levels
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_multistep_solver_neither_overshoots_a_push_nor_takes_it_back(name):
+    """A push moves its step as one of first order does; from there on only the noise that it has
+    become goes away, with all the other noise."""
+    (plain, levels), (pushed, _) = way(name, 0.0), way(name, 1.0)
+    moved = [float((b - a).mean()) for a, b in zip(plain, pushed, strict=True)]
+    assert moved[:2] == pytest.approx([0, 0], abs=1e-6)
+    here, after = levels[2], levels[3]
+    if "SDE" in name:
+        share = after.alpha * (1 - (after.sigma * here.alpha / (after.alpha * here.sigma)) ** 2)
+    else:
+        share = after.alpha - after.sigma * here.alpha / here.sigma
+    assert share > 0.05 and moved[2] == pytest.approx(share, rel=1e-4)
+    for i in (3, 4):
+        now, then = levels[i], levels[i + 1]
+        fade = then.sigma / now.sigma
+        if "SDE" in name:
+            fade *= fade * now.alpha / then.alpha
+        share *= fade
+        assert moved[i] == pytest.approx(share, rel=1e-3)
