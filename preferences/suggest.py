@@ -1,0 +1,143 @@
+"""Which comparison would teach a personal head most.
+
+What is known of the head after some comparisons is about Gaussian (Laplace's approximation): its
+mean is the fitted w, its covariance the inverse of the loss's curvature. A further comparison of two
+images makes the score differences of all other pairs surer; suggested is the pair that, on average
+over the vote, takes most of their variance away (transductive experimental design, Yu et al. 2006),
+where pairs count as much as their order is in doubt. Several suggestions are made one after the
+other, each as if those before were answered, so that they do not ask the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGES = 160  # drawn for one suggestion; every pair of them is a candidate: 12,720
+
+
+class Posterior(NamedTuple):
+    """What is known of a head: w ~ N(mean, (L L^T)^-1).
+
+    Attributes:
+        mean: [D] float64.
+        factor: L [D, D] float64, lower triangular: Cholesky's of the precision.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+
+def posterior(x: Tensor, w: Tensor, penalty: float) -> Posterior:
+    """Laplace's approximation after a fit.
+
+    Args:
+        x: [P, D] differences of the features that were compared; P may be 0.
+        w: [D] that minimises the mean loss + penalty |w - w0|^2, as `fit_head` gives it.
+        penalty: above 0 and finite. Without comparisons it is the precision of what is known
+            beforehand, halved, as for one comparison.
+    """
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"the penalty must be above 0 and finite, got {penalty}")
+    x, w = x.double(), w.double()
+    p = torch.sigmoid(x @ w)
+    precision = (x * (p * (1 - p))[:, None]).T @ x  # the sum's, so the penalty counts P times
+    precision.diagonal().add_(2 * penalty * max(len(x), 1))
+    return Posterior(w, torch.linalg.cholesky(precision))
+
+
+def suggest_pairs(
+    x: Tensor,
+    known: Posterior,
+    count: int = 1,
+    *,
+    compared: Tensor | None = None,
+    images: int = IMAGES,
+    seed: int = 0,
+) -> Tensor:
+    """`count` pairs worth comparing next, [count, 2] int64, the best first, which is on which side drawn.
+
+    Fewer when no more are left. No image comes twice in one call. Time does not depend on N.
+
+    Args:
+        x: [N, D] features of all images, as those that the head reads.
+        compared: [P, 2] pairs that need not be asked again.
+        images: how many of the N are drawn, of whose pairs all are considered; at least 2 count.
+    """
+    if x.ndim != 2 or x.shape[1:] != known.mean.shape:
+        raise ValueError(f"features must be [N, {len(known.mean)}], got {list(x.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(x), generator=generator)[: max(images, 4 * count)]
+    features = x[drawn].double()
+    score = features @ known.mean  # [M]
+    whitened = torch.linalg.solve_triangular(known.factor, features.T, upper=False)
+    covariance = whitened.T @ whitened  # [M, M] of the scores
+    open_ = ~_among(drawn, compared, len(x))
+    pairs = []
+    while len(pairs) < count and open_.any():
+        gain = information(score, covariance).masked_fill(~open_, -1)
+        i, j = divmod(int(gain.argmax()), len(drawn))
+        pairs.append((i, j))
+        covariance = observed(score, covariance, i, j)
+        open_[[i, j]] = open_[:, [i, j]] = False
+    sides = torch.rand(len(pairs), generator=generator) < 0.5
+    found = drawn[torch.tensor(pairs, dtype=torch.int64).view(-1, 2)]
+    return torch.where(sides[:, None], found, found.flip(1))
+
+
+def information(score: Tensor, covariance: Tensor) -> Tensor:
+    """What a comparison of each pair of M images takes off the variance of all pairs, [M, M].
+
+    With d = e_i - e_j, a vote on (i, j) is worth h = E[p (1 - p)] of precision about d s, and lowers
+    the covariance K of the scores s by K d d^T K h / (1 + h d^T K d). The sum over all pairs (k, l)
+    of what that is for their difference, weighted by how open their order is, is d^T K G K d with the
+    weights' Laplacian matrix G.
+
+    Args:
+        score: [M] means, covariance: [M, M] of the scores.
+    """
+    variance = _of_pairs(covariance).clamp_(min=1e-12)
+    difference = score[:, None] - score
+    open_order = torch.exp(-difference.square() / (2 * variance)).fill_diagonal_(0)
+    laplacian = torch.diag(open_order.sum(0)) - open_order
+    weight = vote_precision(difference, variance)
+    gain = _of_pairs(covariance @ laplacian @ covariance)
+    return weight * gain / (1 + weight * variance)
+
+
+def vote_precision(difference: Tensor, variance: Tensor) -> Tensor:
+    """p (1 - p) of a vote whose score difference is so uncertain, where p is what is to be expected.
+
+    E[sigmoid(z)] for a Gaussian z is about sigmoid(mean / sqrt(1 + pi variance / 8)) (MacKay 1992).
+    """
+    p = torch.sigmoid(difference / (1 + math.pi / 8 * variance).sqrt())
+    return p * (1 - p)
+
+
+def observed(score: Tensor, covariance: Tensor, i: int, j: int) -> Tensor:
+    """The covariance [M, M] of the scores once i and j are compared, whatever the vote is."""
+    along = covariance[:, i] - covariance[:, j]
+    variance = along[i] - along[j]
+    weight = vote_precision(score[i] - score[j], variance)
+    return covariance - torch.outer(along, along) * (weight / (1 + weight * variance))
+
+
+def _of_pairs(matrix: Tensor) -> Tensor:
+    """d^T A d for every d = e_i - e_j of a symmetric A: [M, M]."""
+    diagonal = matrix.diagonal()
+    return diagonal[:, None] + diagonal - 2 * matrix
+
+
+def _among(drawn: Tensor, compared: Tensor | None, n: int) -> Tensor:
+    """Which pairs of the drawn images were compared, or are of one image: [M, M] bool."""
+    closed = torch.eye(len(drawn), dtype=torch.bool)
+    if compared is not None and len(compared):
+        place = torch.full((n,), -1)
+        place[drawn] = torch.arange(len(drawn))
+        i, j = place[compared].T
+        both = (i >= 0) & (j >= 0)
+        closed[i[both], j[both]] = closed[j[both], i[both]] = True
+    return closed

@@ -1,0 +1,133 @@
+"""Suggested pairs: the posterior is the loss's, and what is gained is what variance falls by."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tastemaker.preferences.head import fit_head
+from tastemaker.preferences.suggest import (
+    information,
+    observed,
+    posterior,
+    suggest_pairs,
+    vote_precision,
+)
+
+
+def features(n: int, d: int = 4, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+def pairs_of(found: torch.Tensor) -> list[frozenset]:
+    return [frozenset(pair) for pair in found.tolist()]
+
+
+def test_the_posterior_is_the_curvature_of_what_fit_head_minimises():
+    x, w0, penalty = features(30), torch.ones(4).double(), 0.02
+    p = (features(30, 1, 1)[:, 0] > 0).double()
+    w = fit_head(x, p, w0, penalty)
+
+    def loss(w):  # the sum's
+        z = x @ w
+        data = torch.nn.functional.softplus(z) - p * z
+        return data.sum() + len(x) * penalty * (w - w0).square().sum()
+
+    found = posterior(x, w, penalty)
+    expected = torch.autograd.functional.hessian(loss, w)
+    assert torch.allclose(found.factor @ found.factor.T, expected, atol=1e-10)
+    assert torch.equal(found.mean, w)
+
+
+@given(st.integers(3, 8), st.integers(0, 99))
+def test_information_is_the_variance_that_one_comparison_takes_off_the_others(m, seed):
+    root, score = features(m, m, seed), features(m, 1, seed + 100)[:, 0]
+    covariance = root @ root.T
+    gain = information(score, covariance)
+    assert torch.allclose(gain, gain.T)
+    for i, j in [(0, 1), (m - 1, 0)]:
+        after = observed(score, covariance, i, j)
+        expected = 0.0
+        for k in range(m):
+            for other in range(k):
+                d = torch.zeros(m).double()
+                d[k], d[other] = 1, -1
+                variance = d @ covariance @ d
+                doubt = torch.exp(-((d @ score) ** 2) / (2 * variance))
+                expected += doubt * (variance - d @ after @ d)
+        assert gain[i, j].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@given(st.integers(0, 99))
+def test_an_observed_comparison_is_one_more_row_of_the_posterior(seed):
+    x, w = features(12, seed=seed), features(1, seed=seed + 1)[0]
+    known = posterior(features(5), w, 0.1)
+    precision = known.factor @ known.factor.T
+    covariance = x @ torch.linalg.inv(precision) @ x.T
+    d = x[3] - x[7]
+    weight = vote_precision(
+        (x @ w)[3] - (x @ w)[7], covariance[3, 3] + covariance[7, 7] - 2 * covariance[3, 7]
+    )
+    more = torch.linalg.inv(precision + weight * torch.outer(d, d))
+    assert torch.allclose(observed(x @ w, covariance, 3, 7), x @ more @ x.T, atol=1e-9)
+
+
+def test_vote_precision_is_that_of_the_expected_vote():
+    mean, variance = torch.tensor([0.0, 1.0, -3.0]), torch.tensor([0.01, 2.0, 9.0])
+    z = mean + variance.sqrt() * torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    p = torch.sigmoid(z).mean(0)
+    assert torch.allclose(vote_precision(mean, variance), p * (1 - p), atol=0.01)
+
+
+def test_it_asks_about_what_is_not_known():
+    x = torch.zeros(40, 2).double()
+    x[:20, 0] = torch.linspace(-1, 1, 20)  # differ in a feature that was compared again and again
+    x[20:, 1] = torch.linspace(-1, 1, 20)  # in one that never was
+    known = posterior(torch.tensor([[1.0, 0.0]]).repeat(500, 1), torch.zeros(2), 1e-3)
+    for seed in range(5):
+        for i, j in suggest_pairs(x, known, 3, seed=seed).tolist():
+            assert abs(x[i, 1] - x[j, 1]) > 0.5
+
+
+@given(st.integers(2, 30), st.integers(1, 12), st.integers(0, 20))
+def test_suggestions_are_pairs_that_differ_and_that_the_seed_decides(n, count, seed):
+    x = features(n)
+    known = posterior(x[:1] - x[1:2], torch.zeros(4), 0.1)
+    found = suggest_pairs(x, known, count, seed=seed)
+    assert found.shape == (min(count, n // 2), 2) and found.dtype == torch.int64
+    assert found.unique().numel() == found.numel()  # no image twice
+    assert torch.equal(found, suggest_pairs(x, known, count, seed=seed))
+
+
+@given(st.integers(0, 30))
+def test_what_was_compared_is_not_asked_again(seed):
+    x = features(5)
+    known = posterior(x[:1] - x[1:2], torch.zeros(4), 0.1)
+    compared = torch.empty(0, 2, dtype=torch.int64)
+    for _ in range(10):
+        found = suggest_pairs(x, known, compared=compared, seed=seed)
+        assert not set(pairs_of(found)) & set(pairs_of(compared))
+        compared = torch.cat([compared, found.flip(1)])
+    assert suggest_pairs(x, known, compared=compared).shape == (0, 2)
+
+
+def test_either_side_comes_up():
+    x = features(30)
+    known = posterior(x[:1] - x[1:2], torch.ones(4), 0.1)
+    found = torch.cat([suggest_pairs(x, known, 10, seed=seed) for seed in range(20)])
+    first = (x @ known.mean)[found]
+    assert 0.35 < (first[:, 0] > first[:, 1]).double().mean() < 0.65
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, math.inf])
+def test_a_penalty_that_is_none_is_refused(penalty):
+    with pytest.raises(ValueError, match="penalty"):
+        posterior(features(3), torch.zeros(4), penalty)
+
+
+def test_wrong_features_are_named():
+    with pytest.raises(ValueError, match=r"\[N, 4\]"):
+        suggest_pairs(features(9, 3), posterior(features(3), torch.zeros(4), 1.0))
