@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .prompts import PER_PROMPT
+from .seeded import seeded
 
 # What a search decides for itself.
 OWN = ("generator", "latents", "output_type", "return_dict", *PER_PROMPT)
@@ -35,7 +36,8 @@ def sample(
     """One run of the pipeline for one prompt, an image a seed.
 
     A seed is that of a generator on the CPU, so it gives the same noise on any device. Image i is what
-    `pipe(..., generator=torch.Generator().manual_seed(seeds[i]))` gives alone, up to rounding.
+    `pipe(..., generator=torch.Generator().manual_seed(seeds[i]))` gives alone, up to rounding; where the
+    pipeline does not hand its generator to a scheduler that adds noise, what a run of this one seed gives.
 
     Args:
         on_step: (pipeline, index, latents) after each step to the latents to go on with.
@@ -59,7 +61,8 @@ def sample(
         wanted = list(kwargs.get("callback_on_step_end_tensor_inputs") or [])
         kwargs["callback_on_step_end"] = watch
         kwargs["callback_on_step_end_tensor_inputs"] = [*dict.fromkeys([*wanted, "latents"])]
-    output = differentiable(pipe)(**kwargs) if gradient else pipe(**kwargs)
+    with seeded(pipe, kwargs["generator"]):
+        output = differentiable(pipe)(**kwargs) if gradient else pipe(**kwargs)
     pixels = output.frames if hasattr(output, "frames") else output.images
     return Samples(torch.as_tensor(pixels).float(), watch.latents, watch.steps)
 

@@ -73,9 +73,12 @@ def name_of(scheduler: Any) -> str:
 def check_scheduler(scheduler: Any) -> None:
     """Raises NotImplementedError, saying which schedulers to use instead, for one that is unknown."""
     if name_of(scheduler) not in LEVELS:
+        # PNDM, the default of SD 1.5's folders, asks twice at one timestep and mixes the answers.
+        other = "DDIM" if name_of(scheduler) == "PNDMScheduler" else "EulerDiscrete"
         raise NotImplementedError(
-            f"{name_of(scheduler)} is not supported: give the pipeline one of {', '.join(LEVELS)}, "
-            "e.g. pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+            f"{name_of(scheduler)} is not supported: "
+            f"pipe.scheduler = {other}Scheduler.from_config(pipe.scheduler.config) gives the pipeline one "
+            f"that is; all are {', '.join(LEVELS)}"
         )
     prediction(scheduler)
 

@@ -283,7 +283,9 @@ the families from SD3 on; for Flux, Qwen-Image and Z-Image `use_dynamic_shifting
 {table()}
 
 ¹ The pipeline does not hand its `generator` to this scheduler. The noise that is added comes from
-torch's global generator, so a seed reproduces a run only together with `torch.manual_seed`.
+torch's global generator, so a seed reproduces a run of the pipeline, guided or not, only together with
+`torch.manual_seed`; guidance warns of it. `best_of_n` and `steer_particles` hand the noise over
+themselves: their seeds reproduce their images, in these functions.
 
 ² When the call passes `sigmas` as an array, e.g. `sigmas=np.linspace(1, 0, steps + 1)[:-1]`. The
 pipeline's own are a list, which this scheduler cannot use.

@@ -1,5 +1,6 @@
 """Best of N on tiny pipelines of the real classes."""
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_pipes
@@ -113,6 +114,32 @@ def test_a_list_of_prompts_is_a_search_for_each():
     assert asked == [["red"] * 2, ["red"], ["blue"] * 2, ["blue"]]
     assert result.prompts == ["red", "red", "blue", "blue"]
     assert result.all_seeds == [0, 1, 2, 0, 1, 2] and result.latents is None
+
+
+SDE = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+@pytest.mark.parametrize("name", ["SD3", "Flux", "Wan"])
+@pytest.mark.parametrize("prune", [None, [(0.5, 0.5)]])
+def test_seeds_reach_a_scheduler_whose_pipeline_keeps_the_generator_to_itself(name, prune):
+    def found(torch_seed, **options):
+        torch.manual_seed(torch_seed)
+        shifts = dict(use_dynamic_shifting=True, time_shift_type="exponential")
+        scheduler = diffusers.DPMSolverMultistepScheduler(
+            **SDE, algorithm_type="sde-dpmsolver++", **(shifts if name == "Flux" else {})
+        )
+        pipe = tiny_pipes.make(name, scheduler)
+        result = run(name, pipe=pipe, **options)
+        assert type(pipe.scheduler) is diffusers.DPMSolverMultistepScheduler
+        assert not [key for key in vars(scheduler) if "tastemaker" in key]
+        return result
+
+    whole = found(1, n=4, keep=2, batch_size=4, prune=prune)
+    again = found(2, n=4, keep=2, batch_size=4, prune=prune)
+    assert whole.seeds == again.seeds and torch.equal(whole.latents, again.latents)
+    for seed, latents in zip(whole.seeds, whole.latents, strict=True):
+        alone = found(3, n=1, seeds=[seed])
+        torch.testing.assert_close(alone.latents[0], latents, rtol=1e-4, atol=1e-4)
 
 
 def test_memory_that_runs_out_halves_the_batch():

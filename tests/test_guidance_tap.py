@@ -188,13 +188,34 @@ def test_one_tap_at_a_time():
             sample(scheduler, wavy)
 
 
-@pytest.mark.parametrize("kind", ["KDPM2DiscreteScheduler", "EDMEulerScheduler", "PNDMScheduler"])
-def test_an_unknown_scheduler_is_refused_by_name(kind):
+UNKNOWN = {
+    "KDPM2DiscreteScheduler": "EulerDiscreteScheduler",
+    "EDMEulerScheduler": "EulerDiscreteScheduler",
+    "PNDMScheduler": "DDIMScheduler",
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_scheduler_is_refused_with_the_line_that_helps(kind):
     scheduler = getattr(diffusers, kind)()
-    with pytest.raises(NotImplementedError, match=f"{kind} is not supported: .*EulerDiscrete"):
+    with pytest.raises(NotImplementedError, match=f"{kind} is not supported: ") as told:
         with tap(scheduler, lambda step: None):
             pass
     assert type(scheduler).__name__ == kind
+    line = f"pipe.scheduler = {UNKNOWN[kind]}.from_config(pipe.scheduler.config)"
+    assert line in str(told.value)
+
+
+def test_the_line_for_stable_diffusions_own_scheduler_works():
+    """As its folders on the hub have it: PNDM."""
+    folder = dict(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, clip_sample=False)
+    pndm = diffusers.PNDMScheduler.from_config(dict(VP, **folder))
+    scheduler = diffusers.DDIMScheduler.from_config(pndm.config)
+    scheduler.set_timesteps(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with tap(scheduler, lambda step: None):
+            sample(scheduler, wavy)
 
 
 def test_noise_that_no_seed_reaches_is_warned_about():
