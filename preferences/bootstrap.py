@@ -33,7 +33,6 @@ Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # weights [R, P] 
 
 # What lies beyond is no value of the metric.
 BOUNDS = {"nll": (0, math.inf), "r2": (-math.inf, 1), "kappa": (-1, 1)}
-SHARES = ("accuracy", "agreement")  # of comparisons: near 0 and 1 a bootstrap says too little
 
 
 def pair_intervals(
@@ -54,7 +53,7 @@ def pair_intervals(
 
     decided = verdicts(difference, p, tau).decided
     how = {"rounds": rounds, "seed": seed, "level": level}
-    return bootstrap(statistics, pairs, weights=weights, counted=decided, **how)
+    return bootstrap(statistics, pairs, weights=weights, shares={"accuracy": decided}, **how)
 
 
 def bootstrap(
@@ -62,7 +61,7 @@ def bootstrap(
     pairs: ArrayLike,
     *,
     weights: ArrayLike | None = None,
-    counted: ArrayLike | None = None,
+    shares: Mapping[str, ArrayLike] | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
     level: float = LEVEL,
@@ -73,12 +72,13 @@ def bootstrap(
         statistics: of weights [R, P], each [R].
         pairs: [P, 2] indices of images.
         weights: [P], by default all 1.
-        counted: [P] bool, those that the shares (`SHARES`) are of.
+        shares: the statistics that are shares, and which comparisons they are of, [P] bool. Near 0
+            and 1 a bootstrap says too little: they get Wilson's interval, at the number of
+            independent comparisons that the bootstrap says these are worth.
 
     Returns:
         (low, high), around the statistic; NaN where it cannot be told: fewer than two comparisons,
-        or a statistic that is NaN. Shares get Wilson's interval, at the number of independent
-        comparisons that the bootstrap says these are worth.
+        or a statistic that is NaN.
     """
     images, place = np.unique(np.asarray(pairs), return_inverse=True)
     place = place.reshape(-1, 2)
@@ -94,12 +94,12 @@ def bootstrap(
         return (of_image[:, place[:, 0]] + of_image[:, place[:, 1]]) / 2
 
     shared = _draws(by_image, statistics, base, rounds)
-    kept = base if counted is None else base[np.asarray(counted)]
-    n = kept.sum() ** 2 / (kept**2).sum() if kept.any() else 0
     found = {}
     for name, value in best.items():
         stretch = _stretch(single[name], shared[name])
-        if name in SHARES:
+        if shares and name in shares:
+            kept = base[np.asarray(shares[name])]
+            n = kept.sum() ** 2 / (kept**2).sum() if kept.any() else 0
             found[name] = wilson(value, n / stretch**2, level)
         else:
             found[name] = _around(value, single[name], stretch, level, BOUNDS.get(name, (0, 1)))
