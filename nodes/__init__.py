@@ -12,6 +12,7 @@ from .folders import register_folder
 from .gate import ScoreGate, register_routes
 from .guidance import GuidanceReport, RewardGuidance
 from .load import LoadScorer
+from .particles import ParticleSampler
 from .quality_map import QualityMap
 from .report import ScoreReport
 from .save import SaveScoredImage
@@ -40,6 +41,7 @@ NODES: list[type[io.ComfyNode]] = [
     GuidanceReport,
     BestOfN,
     SearchNoise,
+    ParticleSampler,
 ]
 
 

@@ -155,7 +155,8 @@ class Search:
             values = each.scores.values
             best, mean = float(values.nan_to_num(-torch.inf).max()), float(values.nanmean())
             lines.append(f"Round {number}: the best {best:.4g}, on average {mean:.4g}.")
-        return "\n".join([*lines, f"{self.calls} calls of the model, counting each image by itself."])
+        lines.append(f"{self.calls} calls of the model, counting each image by itself.")
+        return "\n".join(lines)
 
 
 class FoundNoise:
