@@ -1,0 +1,101 @@
+"""Which pair a voter is asked about next."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+FIRST = 20  # votes before anything is suggested
+RANDOM_SHARE = 0.25  # of the pairs after that: the honest measure, and no taste is missed for good
+
+Pair = frozenset  # of two paths: whichever is left
+
+
+class Next(NamedTuple):
+    left: Path
+    right: Path
+    source: str  # queue, random or suggested
+
+
+def read_queue(path: Path) -> list[tuple[Path, Path]]:
+    """The pairs of a CSV with the columns left and right, in order, each once.
+
+    Paths are relative to the file's folder. ValueError names the line that is no pair.
+    """
+    folder = path.absolute().parent
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"left", "right"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has no columns left and right")
+        pairs = {}
+        for row in rows:
+            names = row["left"], row["right"]
+            if not all(names):
+                raise ValueError(f"{path}, line {rows.line_num}: a pair needs left and right")
+            left, right = (Path(os.path.abspath(folder / name)) for name in names)
+            if left == right:
+                raise ValueError(f"{path}, line {rows.line_num}: {left.name} with itself")
+            pairs.setdefault(Pair((left, right)), (left, right))
+    if not pairs:
+        raise ValueError(f"{path} has no pairs")
+    return list(pairs.values())
+
+
+def missing_files(pairs: Iterable[tuple[Path, Path]]) -> list[Path]:
+    """Pictures of a queue that do not exist, each once."""
+    return [path for path in dict.fromkeys(p for pair in pairs for p in pair) if not path.is_file()]
+
+
+def next_in_queue(
+    queue: Sequence[tuple[Path, Path]], taken: Collection[Pair], broken: Collection[Path]
+) -> Next | None:
+    """The first pair of the queue that is neither answered nor asked elsewhere."""
+    for left, right in queue:
+        if Pair((left, right)) not in taken and left not in broken and right not in broken:
+            return Next(left, right, "queue")
+    return None
+
+
+def next_random(
+    pictures: Sequence[Path], taken: Collection[Pair], broken: Collection[Path], rng: Random
+) -> Next | None:
+    """A pair of the pictures that were shown least, so that all come up; None if all are compared."""
+    shown = Counter(path for pair in taken for path in pair)
+    order = [path for path in pictures if path not in broken]
+    for count in (8, len(order)):  # almost always two of the first few have not met
+        few = heapq.nsmallest(count, order, key=lambda path: (shown[path], rng.random()))
+        for i, left in enumerate(few):
+            for right in few[i + 1 :]:
+                if Pair((left, right)) not in taken:
+                    return _shuffled(left, right, "random", rng)
+    return None
+
+
+def next_suggested(
+    pictures: Sequence[Path],
+    taken: Collection[Pair],
+    broken: Collection[Path],
+    rng: Random,
+    suggest: Callable[[Collection[Pair], int], tuple[Path, Path] | None] | None,
+    votes: int,
+) -> Next | None:
+    """A pair that `suggest` finds informative, except for a share of random ones.
+
+    Without enough votes or suggestions, a random one. `suggest(taken, seed)` may return None.
+    """
+    if suggest is not None and votes >= FIRST and rng.random() >= RANDOM_SHARE:
+        pair = suggest(taken, rng.getrandbits(31))
+        if pair and Pair(pair) not in taken and not any(path in broken for path in pair):
+            return _shuffled(*pair, "suggested", rng)
+    return next_random(pictures, taken, broken, rng)
+
+
+def _shuffled(left: Path, right: Path, source: str, rng: Random) -> Next:
+    """Neither side is favoured."""
+    return Next(left, right, source) if rng.random() < 0.5 else Next(right, left, source)
