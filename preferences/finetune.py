@@ -40,7 +40,7 @@ from .comparisons import Comparisons
 from .trainer import Log, Recipe, fit
 
 CHECKPOINTS = "training"  # folder below the result's, gone when training is done
-RATES = {NanoScorer: 2e-4, JoyQuality: 2e-5}
+RATES = {NanoScorer: 1e-3, JoyQuality: 2e-5}
 EPOCHS = 3
 
 
@@ -93,7 +93,7 @@ def finetune(
             without, the last ones.
         steps: steps of the optimiser, each on `batch * accumulate` comparisons; or `epochs`, how
             often each comparison is seen (by default 3).
-        rate: the highest learning rate; by default 2e-5 for JoyQuality, 2e-4 for nano.
+        rate: the highest learning rate; by default 2e-5 for JoyQuality, 1e-3 for nano.
         batch: comparisons in memory at a time.
         accumulate: such batches a step.
         schedule: "one-cycle" or "cosine".
@@ -172,7 +172,8 @@ def scores_of(scorer: Scorer, pictures: list[Tensor]) -> Tensor:
         groups[scorer.input_size(*picture.shape[1:])].append(i)
     order, scores = [], []
     for indices in groups.values():
-        prepared = [scorer.prepare(pictures[i][None].to(scorer.device)) for i in indices]
+        with torch.autocast(scorer.device.type, enabled=False):  # resizing is exact, in float32
+            prepared = [scorer.prepare(pictures[i][None].to(scorer.device)) for i in indices]
         scores.append(scorer.score_prepared(torch.cat(prepared)))
         order += indices
     return torch.cat(scores)[torch.tensor(order).argsort().to(scorer.device)]
@@ -298,7 +299,9 @@ def _steps(total: int, a_step: int, steps: int | None, epochs: float | None) -> 
 
 
 def _precision(precision: str, device: torch.device) -> str:
-    return ("no" if device.type == "cpu" else "bf16") if precision == "auto" else precision
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type in ("cuda", "xpu") else "no"
 
 
 def _run(

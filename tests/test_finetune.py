@@ -33,7 +33,7 @@ from tastemaker.preferences.finetune import (
     scores_of,
 )
 from tastemaker.preferences.trainer import CHECKPOINT, Recipe
-from tastemaker.scorers import load_scorer
+from tastemaker.scorers import load_scorer, resize
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((64, 64), (48, 80), (70, 64))
@@ -324,6 +324,21 @@ def test_in_bfloat16_scores_keep_their_digits_and_weights_stay_float32(joyqualit
         assert torch.equal(scores_of(scorer, pictures), exact)  # the heads are as they were
     gradient, _, loss = a_gradient(joyquality, data, False, "bf16")
     assert gradient.dtype == loss.dtype == torch.float32
+
+
+def test_resizing_stays_exact_in_bfloat16(joyquality, monkeypatch):
+    """As a GPU resizes, by matrix products, which autocast would round."""
+    pictures = [
+        torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in tiny_vit.pictures(SIZES * 2)
+    ]
+    prepared, inside = [], joyquality.score_prepared
+    monkeypatch.setattr(joyquality, "score_prepared", lambda x: prepared.append(x) or inside(x))
+    for by_products in (False, True):
+        if by_products:
+            monkeypatch.setattr(resize, "_by_pillow", resize._on_device)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, by_products):
+            scores_of(joyquality, pictures)
+    assert torch.equal(*prepared)
 
 
 def test_training_in_bfloat16_comes_near_float32(joyquality, data, tmp_path):
