@@ -14,29 +14,28 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import tee
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..ranking.calibrated import Calibration
 from ..scorers.base import Scorer
-from ..scorers.checkpoint import write_checkpoint
+from ..scorers.checkpoint import read_config, write_checkpoint
 from ..scorers.joyquality import JoyQuality
 from ..scorers.joyquality_save import hub_checkpoint
 from ..scorers.load import load_scorer
 from ..scorers.nano import NanoScorer
-from ..scorers.stream import decode_ahead
+from .batches import batch_loss, batches, held_out_loss, scores_of_files
 from .comparisons import Comparisons
+from .metrics import pair_metrics
 from .trainer import Log, Recipe, fit
 
 CHECKPOINTS = "training"  # folder below the result's, gone when training is done
@@ -46,19 +45,13 @@ EPOCHS = 3
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What came out: the scorer, loaded from `folder`, and its log (steps, held-out losses)."""
+    """What came out: the scorer, loaded from `folder`; its log (steps, held-out losses); its card's
+    `base`, `data`, `metrics`, `calibration` and `training`, as they are in config.json."""
 
     scorer: Scorer
     folder: Path
     log: Log
-
-
-class Batch(NamedTuple):
-    """Comparisons and the pictures that they compare, each once."""
-
-    pictures: list[Tensor]  # uint8 [3, H, W]
-    pairs: Tensor  # int64 [b, 2], indices into `pictures`: left, right
-    p: Tensor  # float32 [b]
+    said: Mapping[str, Any]
 
 
 def finetune(
@@ -67,6 +60,7 @@ def finetune(
     test: Comparisons | None,
     out: str | Path,
     *,
+    name: str | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     rate: float | None = None,
@@ -91,6 +85,7 @@ def finetune(
         scorer: nano, or a JoyQuality of any size, on the device to train on.
         test: comparisons to hold out. With them, the weights with the lowest held-out loss are kept;
             without, the last ones.
+        name: what the card calls it; by default the folder's name.
         steps: steps of the optimiser, each on `batch * accumulate` comparisons; or `epochs`, how
             often each comparison is seen (by default 3).
         rate: the highest learning rate; by default 2e-5 for JoyQuality, 1e-3 for nano.
@@ -109,12 +104,11 @@ def finetune(
         TypeError: a scorer that is not trained whole; the message says what to do instead.
         ValueError: settings that do not fit; no comparisons; a checkpoint of another run.
         FileNotFoundError: images that are missing.
+        FileExistsError: `out` holds a scorer that was not fine-tuned.
         ImportError: accelerate is not installed.
     """
-    _check(scorer, train, test, patience)
-    for name, value in (("batch", batch), ("accumulate", accumulate)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    out = Path(out)
+    _check(scorer, train, test, out, batch, accumulate, patience)
     recipe = Recipe(
         steps=_steps(len(train), batch * accumulate, steps, epochs),
         rate=RATES[type(scorer)] if rate is None else rate,
@@ -123,16 +117,16 @@ def finetune(
         accumulate=accumulate,
         precision=_precision(precision, scorer.device),
     )
-    out = Path(out)
     if not resume:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    total = recipe.steps * recipe.accumulate
     with torch.inference_mode(False), torch.enable_grad():
         model = _trainable(scorer, gradient_checkpointing)
         with float32_heads(model):
             log = fit(
                 model,
                 recipe,
-                partial(batches, train, model, batch, recipe, seed),
+                lambda first: batches(train, model, batch, seed, range(first, total)),
                 partial(batch_loss, model),
                 folder=out / CHECKPOINTS,
                 run=_run(scorer, train, test, batch, seed),
@@ -141,92 +135,48 @@ def finetune(
                 patience=patience,
                 progress=progress,
             )
-    save_scorer(model, out)
+        said = {
+            "name": name or out.absolute().name,
+            "base": {"name": scorer.card.name, "fingerprint": scorer.card.fingerprint_id},
+            "data": _data(train, test),
+            **({} if test is None else _measured(scorer, model, test, 2 * batch)),
+            "training": {**asdict(recipe), "batch": batch, "seed": seed, "log": asdict(log)},
+        }
+    save_scorer(model, out, said)
     shutil.rmtree(out / CHECKPOINTS)
-    return Finetuned(load_scorer(out, device=scorer.device, dtype="float32"), out, log)
+    return Finetuned(load_scorer(out, device=scorer.device, dtype="float32"), out, log, said)
 
 
-def comparison_loss(difference: Tensor, p: Tensor) -> Tensor:
-    """Bradley-Terry's negative log likelihood of each comparison, in nats.
-
-    Args:
-        difference: [P] left score minus right score.
-        p: [P] probability that the left one is preferred.
-    """
-    return p * F.softplus(-difference) + (1 - p) * F.softplus(difference)
-
-
-def batch_loss(scorer: Scorer, batch: Batch) -> Tensor:
-    """The mean loss of a batch's comparisons, float32."""
-    left, right = scores_of(scorer, batch.pictures)[batch.pairs.to(scorer.device)].unbind(1)
-    return comparison_loss(left - right, batch.p.to(scorer.device)).mean()
-
-
-def scores_of(scorer: Scorer, pictures: list[Tensor]) -> Tensor:
-    """Pictures [3, H, W] of any sizes to scores [N] float32 with gradients into the weights.
-
-    Those of which the model sees one size are scored together.
-    """
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, picture in enumerate(pictures):
-        groups[scorer.input_size(*picture.shape[1:])].append(i)
-    order, scores = [], []
-    for indices in groups.values():
-        with torch.autocast(scorer.device.type, enabled=False):  # resizing is exact, in float32
-            prepared = [scorer.prepare(pictures[i][None].to(scorer.device)) for i in indices]
-        scores.append(scorer.score_prepared(torch.cat(prepared)))
-        order += indices
-    return torch.cat(scores)[torch.tensor(order).argsort().to(scorer.device)]
-
-
-def held_out_loss(scorer: Scorer, test: Comparisons, together: int) -> float:
-    """The mean loss of the test comparisons; each of their images is scored once."""
-    scores = []
-    stream = decode_ahead(test.images, scorer)
-    for first in range(0, len(test.images), together):
-        count = min(together, len(test.images) - first)
-        scores.append(scores_of(scorer, [_picture(stream) for _ in range(count)]).cpu())
-    left, right = torch.cat(scores).double()[test.pairs].unbind(1)
-    return comparison_loss(left - right, test.p).mean().item()
-
-
-def batches(
-    train: Comparisons, scorer: Scorer, batch: int, recipe: Recipe, seed: int, first: int
-) -> Iterator[Batch]:
-    """The batches of a run from number `first` on, their pictures decoded ahead."""
-    numbers = range(first, recipe.steps * recipe.accumulate)
-    plans, ahead = tee(_plan(train, batch, seed, number) for number in numbers)
-    stream = decode_ahead((path for paths, _, _ in ahead for path in paths), scorer)
-    for paths, pairs, p in plans:
-        yield Batch([_picture(stream) for _ in paths], pairs, p)
-
-
-def _plan(
-    train: Comparisons, batch: int, seed: int, number: int
-) -> tuple[list[Path], Tensor, Tensor]:
-    """The images, pairs and p of one batch."""
-    chosen = torch.from_numpy(order(len(train), number * batch, batch, seed))
-    used, pairs = train.pairs[chosen].unique(return_inverse=True)
-    return [train.images[i] for i in used.tolist()], pairs, train.p[chosen].float()
-
-
-def order(total: int, first: int, count: int, seed: int) -> np.ndarray:
-    """Which of `total` comparisons come at positions `first` to `first + count`, int64 [count].
-
-    Every pass over the comparisons is in another order, which depends on the seed and the pass alone.
-    """
-    positions = np.arange(first, first + count)
-    passes, places = np.divmod(positions, total)
-    orders = {n: np.random.default_rng([seed, n]).permutation(total) for n in set(passes.tolist())}
-    return np.array([orders[n][place] for n, place in zip(passes, places, strict=True)])
-
-
-def save_scorer(scorer: NanoScorer | JoyQuality, folder: Path) -> None:
-    """The folder of a scorer's own kind: config.json and model.safetensors."""
+def save_scorer(scorer: NanoScorer | JoyQuality, folder: Path, said: Mapping[str, Any]) -> None:
+    """The folder of a scorer's own kind; `said` is what `scorers.tuned` makes its card of."""
     if isinstance(scorer, JoyQuality):
-        write_checkpoint(folder, *hub_checkpoint(scorer))
+        config, state = hub_checkpoint(scorer)
     else:
-        write_checkpoint(folder, scorer.config, scorer.state_dict())
+        config, state = scorer.config, scorer.state_dict()
+    write_checkpoint(folder, {**config, "personal": dict(said)}, state)
+
+
+def _measured(base: Scorer, model: Scorer, test: Comparisons, together: int) -> dict[str, Any]:
+    """Metrics of the held-out comparisons, of the base too, and the calibration for ranks."""
+    scores = [scores_of_files(scorer, test.images, together) for scorer in (base, model)]
+    before, after = (_metrics(each, test) for each in scores)
+    try:
+        calibration = Calibration.fit(scores[1], test.pairs, test.p).to_dict()
+    except ValueError:  # the comparisons say nothing about it, or never contradict the scores
+        calibration = None
+    return {"metrics": {"held_out": after, "base": before}, "calibration": calibration}
+
+
+def _metrics(scores: Tensor, test: Comparisons) -> dict[str, float | int | None]:
+    left, right = scores[test.pairs].unbind(1)
+    found = pair_metrics((left - right).numpy(), test.p.numpy())
+    counts = {"comparisons": len(test), "decided": int((test.p != 0.5).sum())}
+    return {k: float(v) if math.isfinite(v) else None for k, v in found.items()} | counts
+
+
+def _data(train: Comparisons, test: Comparisons | None) -> dict[str, Any]:
+    result = {"comparisons": len(train), "images": len(train.images), "hash": _digest(train)}
+    return result | ({"held_out": len(test), "held_out_hash": _digest(test)} if test else {})
 
 
 @contextmanager
@@ -253,13 +203,6 @@ def _outside_autocast(forward: Any) -> Any:
     return wide
 
 
-def _picture(stream: Iterator[tuple[Any, Tensor | Exception]]) -> Tensor:
-    _, picture = next(stream)
-    if isinstance(picture, Exception):
-        raise picture
-    return picture
-
-
 def _trainable(scorer: Scorer, gradient_checkpointing: bool) -> Scorer:
     """A float32 copy whose weights take gradients."""
     model = copy.deepcopy(scorer).float().requires_grad_(True)
@@ -271,7 +214,13 @@ def _trainable(scorer: Scorer, gradient_checkpointing: bool) -> Scorer:
 
 
 def _check(
-    scorer: Scorer, train: Comparisons, test: Comparisons | None, patience: int | None
+    scorer: Scorer,
+    train: Comparisons,
+    test: Comparisons | None,
+    out: Path,
+    batch: int,
+    accumulate: int,
+    patience: int | None,
 ) -> None:
     if type(scorer) not in RATES:
         raise TypeError(
@@ -284,10 +233,15 @@ def _check(
         raise ValueError("no comparisons to train on")
     if patience is not None and not test:
         raise ValueError("patience needs comparisons to hold out")
+    for name, value in (("batch", batch), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     images = [*train.images, *(test.images if test else ())]
     missing = [str(path) for path in images if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} images are missing: {', '.join(missing[:3])}")
+    if (out / "config.json").exists() and "personal" not in read_config(out):
+        raise FileExistsError(f"{out} holds a scorer that was not fine-tuned: name another folder")
 
 
 def _steps(total: int, a_step: int, steps: int | None, epochs: float | None) -> int:
@@ -318,7 +272,10 @@ def _run(
 
 
 def _digest(comparisons: Comparisons) -> str:
-    """16 hex digits that stand for comparisons and the images' names and sizes in bytes."""
-    images = [(str(path), path.stat().st_size) for path in comparisons.images]
-    listed = [images, comparisons.pairs.tolist(), comparisons.p.tolist()]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+    """16 hex digits that stand for comparisons and the contents of their images."""
+    digest = hashlib.sha256()
+    for path in comparisons.images:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    listed = [comparisons.pairs.tolist(), comparisons.p.tolist()]
+    digest.update(json.dumps(listed).encode())
+    return digest.hexdigest()[:16]

@@ -30,6 +30,7 @@ from .checkpoint import (
     weights_digest,
 )
 from .resize import METHOD
+from .tuned import tuned_card
 from .vit import (
     ACTIVATIONS,
     Keys,
@@ -171,6 +172,8 @@ def load_joyquality(
     if dtype == torch.float64:
         scorer.double()
     load_exactly(scorer, tensors, path)
+    if path.is_dir():
+        scorer._card = tuned_card(scorer._card, read_config(path))
     scorer.gradient_checkpointing = gradient_checkpointing
     return scorer.freeze().to(device)
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from .base import Scorer, ScorerCard, check_images, working_precision
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
+from .tuned import tuned_card
 
 CELL = 32  # px; statistics are taken in cells of this side, and the cells' features averaged
 FLOOR = 0.05  # of a channel's mean square; see `_statistics`
@@ -176,7 +177,8 @@ def load_nano(
     scorer = _from_config(config, files[0])
     load_exactly(scorer, state, files[0])
     fingerprint = {"weights": weights_digest(state), "preprocessing": "native resolution"}
-    scorer._card = replace(scorer._card, revision=revision, fingerprint=fingerprint)
+    card = replace(scorer._card, revision=revision, fingerprint=fingerprint)
+    scorer._card = tuned_card(card, config)
     return scorer.to(device=device, dtype=dtype or torch.float32).freeze()
 
 

@@ -1,8 +1,10 @@
 """Whole scorers from comparisons: what is learned, what is kept, and what a kill changes (nothing)."""
 
 import copy
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,18 +23,18 @@ from safetensors.torch import load_file
 from stub import Brightness
 
 from tastemaker.preferences import finetune as module
-from tastemaker.preferences.comparisons import Comparisons
-from tastemaker.preferences.finetune import (
+from tastemaker.preferences.batches import (
     batch_loss,
     batches,
     comparison_loss,
-    finetune,
-    float32_heads,
     held_out_loss,
     order,
     scores_of,
 )
-from tastemaker.preferences.trainer import CHECKPOINT, Recipe
+from tastemaker.preferences.comparisons import Comparisons
+from tastemaker.preferences.finetune import finetune, float32_heads
+from tastemaker.preferences.trainer import CHECKPOINT
+from tastemaker.ranking.calibrated import fit_tau
 from tastemaker.scorers import load_scorer, resize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +138,10 @@ def test_the_folder_opens_like_any_other(base, data, tmp_path, request):
     assert again.card.fingerprint_id != base.card.fingerprint_id
     loss = held_out_loss(again, test, 8)
     assert loss == pytest.approx(dict(result.log.history)[result.log.best_step], abs=1e-5)
+    assert result.said["metrics"]["held_out"]["nll"] == pytest.approx(loss, abs=1e-5)
+    assert result.said["metrics"]["base"]["nll"] == pytest.approx(
+        result.log.history[0][1], abs=1e-5
+    )
     assert not any(p.requires_grad for p in result.scorer.parameters())
 
 
@@ -174,6 +180,45 @@ def _scores_with(scorer, flat: torch.Tensor, images: torch.Tensor) -> torch.Tens
         ):
             p.copy_(values.view_as(p))
     return model(images)
+
+
+def test_the_card_says_what_it_learned_from_and_how_well(joyquality, data, tmp_path):
+    train, test = data
+    result = quick(joyquality, train, test, tmp_path / "warm", steps=30, batch=8)
+    card = load_scorer(tmp_path / "warm", device="cpu").card
+    assert card.name == "warm" and "win_probability" in card.capabilities
+    decided = int((test.p != 0.5).sum())
+    accuracy = result.said["metrics"]["held_out"]["accuracy"]
+    assert (
+        f"from 120 comparisons of {len(train.images)} images; right in {accuracy:.1%} of {decided}"
+        in (card.limits)
+    )
+    said = json.loads((tmp_path / "warm" / "config.json").read_text())["personal"]
+    assert said == json.loads(json.dumps(result.said))
+    assert said["base"] == {"name": "joyquality", "fingerprint": joyquality.card.fingerprint_id}
+    assert said["training"]["seed"] == 0 and said["training"]["log"]["history"][0][0] == 0
+    scores = result.scorer.score(list(test.images)).double()
+    assert said["calibration"]["tau"] == pytest.approx(
+        fit_tau(scores, test.pairs, test.p), rel=1e-3
+    )
+
+
+def test_the_hash_is_of_the_comparisons_and_the_contents_of_the_images(data, tmp_path):
+    train, _ = data
+    hashed = module._digest(train)
+    moved = tmp_path / "moved"
+    shutil.copytree(train.images[0].parent, moved)
+    images = tuple(moved / path.name for path in train.images)
+    assert module._digest(Comparisons(images, train.pairs, train.p)) == hashed
+    assert module._digest(Comparisons(train.images, train.pairs, 1 - train.p)) != hashed
+    images[3].write_bytes(images[4].read_bytes())
+    assert module._digest(Comparisons(images, train.pairs, train.p)) != hashed
+
+
+def test_a_fine_tuned_scorer_is_a_base_too(nano, data, tmp_path):
+    first = quick(nano, *data, tmp_path / "first", steps=3)
+    second = quick(first.scorer, *data, tmp_path / "second", steps=3, name="mine")
+    assert second.scorer.card.name == "mine" and second.said["base"]["name"] == "first"
 
 
 # --- the loss
@@ -227,9 +272,8 @@ def test_orders_differ_between_passes_and_seeds():
 
 def test_batches_from_the_middle_are_those_of_the_whole(nano, data):
     train, _ = data
-    recipe = Recipe(steps=5, rate=1.0, accumulate=2)
-    whole = list(batches(train, nano, 3, recipe, 7, 0))
-    part = list(batches(train, nano, 3, recipe, 7, 6))
+    whole = list(batches(train, nano, 3, 7, range(10)))
+    part = list(batches(train, nano, 3, 7, range(6, 10)))
     assert len(whole) == 10 and len(part) == 4
     for one, other in zip(whole[6:], part, strict=True):
         assert torch.equal(one.pairs, other.pairs) and torch.equal(one.p, other.p)
@@ -241,7 +285,7 @@ def test_a_batch_holds_the_pictures_that_its_comparisons_name(nano, data):
 
     train, _ = data
     chosen = order(len(train), 0, 5, 0)
-    batch = next(batches(train, nano, 5, Recipe(steps=3, rate=1.0), 0, 0))
+    batch = next(batches(train, nano, 5, 0, range(1)))
     for (left, right), n in zip(batch.pairs.tolist(), chosen, strict=True):
         for place, index in zip((left, right), train.pairs[n].tolist(), strict=True):
             assert torch.equal(batch.pictures[place], decode(train.images[index]))
@@ -278,7 +322,7 @@ def a_gradient(scorer, data, checkpointing: bool, precision: str = "no"):
     model = module._trainable(scorer, checkpointing)
     calls = []
     model.tower.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
-    batch = next(batches(data[0], model, 6, Recipe(steps=3, rate=1.0), 0, 0))
+    batch = next(batches(data[0], model, 6, 0, range(1)))
     with float32_heads(model), torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
         loss = batch_loss(model, batch)
     loss.backward()
@@ -300,7 +344,7 @@ def test_gradient_checkpointing_changes_no_gradient(joyquality, data, precision)
 def test_every_weight_gets_a_gradient(joyquality, nano, data):
     for scorer in (joyquality, nano):
         model = module._trainable(scorer, False)
-        batch = next(batches(data[0], model, 6, Recipe(steps=3, rate=1.0), 0, 0))
+        batch = next(batches(data[0], model, 6, 0, range(1)))
         batch_loss(model, batch).backward()
         still = [name for name, p in model.named_parameters() if not p.grad.abs().sum() > 0]
         assert still in ([], ["head.bias"])  # which no difference of scores depends on
@@ -501,6 +545,11 @@ def test_missing_and_broken_images_are_named(joyquality, data, tmp_path):
     both = [(tmp_path / "broken.png", train.images[0], 1)] * 4
     with pytest.raises(ValueError, match="broken.png"):
         quick(joyquality, Comparisons.of(both), None, tmp_path / "out")
+
+
+def test_a_base_is_not_overwritten(tiny, joyquality, data):
+    with pytest.raises(FileExistsError, match="not fine-tuned: name another folder"):
+        quick(joyquality, *data, tiny)
 
 
 @pytest.mark.parametrize(
