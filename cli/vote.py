@@ -23,7 +23,7 @@ from .options import EXISTING_FILE, OUTPUT_FILE
 
 if TYPE_CHECKING:
     from ..preferences.booth import Booth
-    from ..preferences.learning import Learner
+    from ..preferences.learning import Learner, Model
     from ..preferences.votes import Votes
 
 
@@ -193,9 +193,13 @@ def _learning(
         yield None
         return
     from ..preferences.learning import Learner
-    from ..preferences.live import HeadModel
 
-    learner = Learner(votes, voter, pictures, lambda: HeadModel(base), base)
+    def load() -> Model:  # by the learner's thread: the page is there before the scorer
+        from ..preferences.live import HeadModel
+
+        return HeadModel(base)
+
+    learner = Learner(votes, voter, pictures, load, base)
     learner.start()
     try:
         yield learner
