@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,12 @@ import click
 from .options import (
     EXISTING_FILE,
     OUTPUT_FILE,
-    TASKS,
     ScorerOptions,
     SourceOptions,
     device_options,
     load_arguments,
     source_options,
+    with_scorer,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +36,11 @@ if TYPE_CHECKING:
     required=True,
     help="A scorer as in tastemaker score, or SCORER=TASK. Give it once for each.",
 )
-@click.option("--pairs", type=EXISTING_FILE, help="CSV of winner,loser paths: fit tau and b too.")
+@click.option(
+    "--pairs",
+    type=EXISTING_FILE,
+    help="Comparisons or votes (or a CSV of winner,loser): fit tau and b too.",
+)
 @click.option("--name", help="What the set is called. [default: the PATHS]")
 @click.option(
     "--out", type=OUTPUT_FILE, default=Path("reference.json"), show_default=True, help="The file."
@@ -68,7 +71,7 @@ def command(
     compared = read_pairs(pairs) if pairs else None
     members, rows = [], []
     for each in scorers:
-        own = _with_scorer(options, each)
+        own = with_scorer(options, each)
         scores = scores_for(source, own)
         members.append(_measure(scores, own, compared))
         rows = scores.rows
@@ -91,14 +94,6 @@ def set_digest(rows: Iterable[Row]) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1
-
-
-def _with_scorer(options: ScorerOptions, scorer: str) -> ScorerOptions:
-    """NAME or NAME=TASK. A folder may have an equals sign in its name, so only tasks are cut off."""
-    name, _, task = scorer.rpartition("=")
-    if name and task in TASKS:
-        return replace(options, scorer=name, task=task)
-    return replace(options, scorer=scorer)
 
 
 def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict[str, Any]:

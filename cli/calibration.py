@@ -12,15 +12,22 @@ from ..ranking import Calibration, fit_tau, solve_b
 from ..report.rows import Row
 from .scoring import Scores
 
-Pair = tuple[Path, Path]
+Pair = tuple[Path, Path, float]  # two pictures, and the probability that the first is preferred
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Comparisons from a CSV of `winner,loser` paths; that header may be missing.
+    """Comparisons from a CSV of `winner,loser` paths, or from a file of comparisons or votes.
+
+    The header of `winner,loser` may be missing. Of a file that sets comparisons apart for testing,
+    those: what a scorer was trained on says nothing of how sure it may be.
 
     Raises:
         ValueError: naming the file and the line that is no comparison.
     """
+    from .judged import is_comparisons, read_part
+
+    if is_comparisons(path):
+        return list(read_part(path)[0].rows())
     pairs = []
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, cells in enumerate(csv.reader(file), 1):
@@ -29,7 +36,7 @@ def read_pairs(path: Path) -> list[Pair]:
             if len(cells) < 2 or not cells[0] or not cells[1]:
                 raise ValueError(f"line {number} of {path} is no comparison: winner,loser")
             winner, loser = (Path(os.path.abspath(cell)) for cell in cells[:2])
-            pairs.append((winner, loser))
+            pairs.append((winner, loser, 1.0))
     if not pairs:
         raise ValueError(f"no comparisons in {path}")
     return pairs
@@ -46,11 +53,13 @@ def fit(scores: Scores, pairs: Sequence[Pair], tau: float | None = None) -> Cali
     return Calibration(tau, solve_b(scores.values, tau))
 
 
-def _compared(rows: Sequence[Row], pairs: Sequence[Pair]) -> tuple[list[float], list[list[int]]]:
-    """The scores, and the pairs as indices into them."""
+def _compared(
+    rows: Sequence[Row], pairs: Sequence[Pair]
+) -> tuple[list[float], list[list[int]], list[float]]:
+    """The scores, the pairs as indices into them, and the probabilities."""
     index = {row.path: i for i, row in enumerate(rows) if not math.isnan(row.score)}
-    for path in (path for pair in pairs for path in pair):
+    for path in (path for *both, _ in pairs for path in both):
         if path not in index:
             raise ValueError(f"compared, but not among the scored pictures: {path}")
     values = [row.score for row in rows]
-    return values, [[index[winner], index[loser]] for winner, loser in pairs]
+    return values, [[index[a], index[b]] for a, b, _ in pairs], [p for *_, p in pairs]

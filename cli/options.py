@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,14 @@ def load_from_options(options: ScorerOptions) -> Scorer:
     from ..scorers import load_scorer
 
     return load_scorer(device=options.device, dtype=options.dtype, **load_arguments(options))
+
+
+def with_scorer(options: ScorerOptions, scorer: str) -> ScorerOptions:
+    """NAME or NAME=TASK. A folder may have an equals sign in its name, so only tasks are cut off."""
+    name, _, task = scorer.rpartition("=")
+    if name and task in TASKS:
+        return replace(options, scorer=name, task=task)
+    return replace(options, scorer=scorer)
 
 
 def load_arguments(options: ScorerOptions) -> dict[str, Any]:

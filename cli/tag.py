@@ -36,7 +36,7 @@ SHOWN = 5
 )
 @click.option("--labels", help="Words from worst to best, with commas between. [default: five]")
 @click.option("--calibration", type=EXISTING_FILE, help="From tastemaker calibrate --pairs.")
-@click.option("--pairs", type=EXISTING_FILE, help="CSV of winner,loser paths, to calibrate here.")
+@click.option("--pairs", type=EXISTING_FILE, help="Comparisons or votes, to calibrate here.")
 @click.option("--tau", type=float, help="Score difference that makes the odds e to 1.")
 @click.option("--b", type=float, help="Score of rank 5. [default: the set's mean rank becomes 5]")
 @click.option("--export", type=OUTPUT_FILE, help="Write a table with a column `tag`.")

@@ -1,0 +1,170 @@
+"""What `tastemaker evaluate` finds out: scores through the journal, metrics, lines, plots."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .options import ScorerOptions, load_from_options, with_scorer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..preferences.evaluation import Measured
+    from .scoring import Scores
+
+
+class How(NamedTuple):
+    """What the options ask for."""
+
+    part: str | None
+    voter: str | None
+    tau: float | None
+    calibration: Path | None
+    distance_by: str | None
+    columns: Mapping[str, Any]  # of `read_ratings`
+    journal: Path | None
+    retry_errors: bool
+    bootstrap: Mapping[str, int]  # rounds, seed
+
+
+class Evaluated(NamedTuple):
+    """What is printed, and what it was made from."""
+
+    lines: list[str]
+    tables: dict[str, Mapping[str, Measured]]
+    details: dict[str, Any]  # for --json
+    plots: dict[str, Image.Image]
+    images: list[Path]
+    scores: Scores
+
+
+def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
+    """A scorer on a file of comparisons."""
+    from ..preferences.evaluation import differences, evaluate_comparisons
+    from ..preferences.plots import pair_plots
+    from .judged import read_part, scores_of_images
+
+    comparisons, called = read_part(file, how.part, how.voter)
+    scores = scores_of_images(comparisons.images, options, how.journal, how.retry_errors)
+    known = {row.path: row.score for row in scores.rows}
+    kept, difference = differences(known, comparisons)
+    tau, source = _tau(scores, how, difference, kept.p.numpy())
+    embeddings = _embeddings(kept.images, options, how) if how.distance_by else None
+    found = evaluate_comparisons(
+        known, comparisons, tau=tau, embeddings=embeddings, **how.bootstrap
+    )
+    lines = [
+        f"{_named(scores)} on {called}: {len(found.p)} comparisons of {found.images} images, "
+        f"{found.ties} ties",
+        f"tau {tau:.6g} ({source})" if tau else f"no tau: {source}",
+        f"spearman and kendall: {found.ranked} images that comparisons connect",
+    ]
+    if found.left_out:
+        lines.append(f"left out: {found.left_out} comparisons of images without a score")
+    details = {
+        **{"comparisons": len(found.p), "ties": found.ties, "images": found.images},
+        **{"left_out": found.left_out, "ranked": found.ranked, "tau": tau, "tau_source": source},
+        "calibration": [b._asdict() for b in found.calibration],
+        "by_distance": found.by_distance,
+    }
+    tables = {"": found.metrics}
+    if found.weighted:
+        tables["weighted as if pairs were drawn at random"] = found.weighted
+    arrays = (found.difference, found.p)
+    plots = pair_plots(*arrays, tau=tau, distance=found.distance, name=scores.name)
+    return Evaluated(lines, tables, details, plots, list(kept.images), scores)
+
+
+def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
+    """A scorer on a file of mean opinion scores."""
+    from ..preferences.evaluation import evaluate_ratings
+    from ..preferences.plots import ratings_plot
+    from ..preferences.ratings import read_ratings
+    from .judged import scores_of_images
+
+    ratings = read_ratings(file, **how.columns)
+    scores = scores_of_images(ratings.images, options, how.journal, how.retry_errors)
+    known = {row.path: row.score for row in scores.rows}
+    found = evaluate_ratings(known, ratings, **how.bootstrap)
+    image, column = ratings.columns
+    lines = [
+        f"{_named(scores)} on {file.name}: {len(found.scores)} images, "
+        f"{ratings.rows} ratings ({column} of {image})"
+    ]
+    if found.left_out:
+        lines.append(f"left out: {found.left_out} images without a score")
+    details = {
+        **{"images": len(found.scores), "ratings": ratings.rows, "left_out": found.left_out},
+        **{"columns": ratings.columns, "logistic": found.curve},
+    }
+    plot = ratings_plot(found.scores, found.values, found.curve, scores.name, column)
+    images = [path for path in ratings.images if path in known]
+    return Evaluated(lines, {"": found.metrics}, details, {"ratings": plot}, images, scores)
+
+
+def _tau(scores: Scores, how: How, difference: Any, p: Any) -> tuple[float | None, str]:
+    """The tau that makes differences win probabilities, and where it is from; or why there is none."""
+    import torch
+
+    from ..ranking import fit_tau
+    from ..scorers.calibration import own_tau, read_calibration
+
+    if how.tau is not None:
+        return how.tau, "as given"
+    if how.calibration:
+        found = read_calibration(how.calibration, scores.name, scores.fingerprint_id)
+        return found.tau, how.calibration.name
+    if scores.card and (own := own_tau(scores.card)):
+        return own, "the scorer's own"
+    values = torch.stack([torch.as_tensor(difference), torch.zeros(len(p))], 1).flatten()
+    pairs = torch.arange(2 * len(p)).reshape(-1, 2)
+    try:
+        tau = fit_tau(values, pairs, torch.as_tensor(p))
+    except ValueError as error:
+        return None, str(error)
+    return tau, "fitted to these comparisons, so nll, r2, brier and ece flatter a little"
+
+
+def _embeddings(images: tuple[Path, ...], options: ScorerOptions, how: How) -> dict[Path, Any]:
+    from ..preferences.embeddings import embed_images
+
+    # Without the options of the scorer that is evaluated: this one may be of another kind.
+    plain = ScorerOptions(device=options.device, batch_size=options.batch_size)
+    embedder = load_from_options(with_scorer(plain, how.distance_by))
+    found = embed_images(embedder, images, batch_size=options.batch_size, progress=_watched())
+    return dict(zip(images, found.double().numpy(), strict=True))
+
+
+def add_robustness(found: Evaluated, options: ScorerOptions, most: int, how: How) -> None:
+    """Adds the two tasks to what was found."""
+    from random import Random
+
+    from ..preferences.evaluation import Measured
+    from ..preferences.robustness import robustness
+
+    images = found.images
+    if len(images) > most:
+        images = Random(how.bootstrap["seed"]).sample(images, most)
+    tasks = robustness(
+        load_from_options(options),
+        images,
+        seed=how.bootstrap["seed"],
+        batch_size=options.batch_size,
+        progress=None,
+    )
+    said = ", ".join(f"{t.n} of {len(images)} ({kind})" for kind, t in tasks.items())
+    found.lines.append(f"robustness: {said}")
+    rows = {kind: Measured(t.accuracy, *t.interval) for kind, t in tasks.items()}
+    found.tables["robustness"] = rows
+    found.details["robustness_images"] = {kind: t.n for kind, t in tasks.items()}
+
+
+def _named(scores: Scores) -> str:
+    return f"{scores.name} {scores.fingerprint_id}"
+
+
+def _watched() -> bool:
+    return sys.stderr.isatty()
