@@ -14,11 +14,20 @@ from sklearn.metrics import cohen_kappa_score
 from stub import Brightness
 from test_cli_calibrate import Latent
 
+from tastemaker.cli import agree, evaluate
 from tastemaker.cli.demo import unseen_pictures
 from tastemaker.cli.journal import Journal
 from tastemaker.preferences.comparisons import Comparisons, write_comparisons
 from tastemaker.preferences.metrics import pair_metrics
 from tastemaker.preferences.votes import Votes
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """Intervals of a few draws: that they are right is tested elsewhere."""
+    for command in (evaluate.command, agree.command):
+        (rounds,) = (option for option in command.params if option.name == "rounds")
+        monkeypatch.setattr(rounds, "default", 50)
 
 
 @pytest.fixture
