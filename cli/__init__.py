@@ -17,6 +17,7 @@ COMMANDS = {
     "tag": "Quality words for training, in a column or in sidecar files.",
     "compare": "Two pictures: both scores and the win probability.",
     "calibrate": "Measure scorers on your own set: what ensembles and win probabilities need.",
+    "choose": "Which pictures to compare, and with which: few votes that go far.",
     "vote": "Collect comparisons on a page in your browser: one key a vote, none is lost.",
     "evaluate": "A scorer against comparisons or mean opinion scores, with intervals and plots.",
     "agree": "How alike voters and scorers judge the same pairs.",
