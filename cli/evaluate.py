@@ -33,6 +33,7 @@ MEANING = {
     "jpeg": "how often an original beats its JPEG of a third of the size",
     "low_resolution": "how often an original beats itself at 50-90 % of its sides",
 }
+TABLES = {"weighted": "as if the pairs had been drawn at random"}
 
 
 @click.command("evaluate")
@@ -141,11 +142,15 @@ def _print(found: Evaluated, as_json: bool) -> None:
     for line in found.lines:
         click.echo(line)
     for name, table in found.tables.items():
-        click.echo(f"\n{name:<16}{'value':>9}   {'95 % interval':<18}")
+        click.echo(
+            f"\n{name:<16}{'value':>9}   {'95 % interval':<18}  {TABLES.get(name, '')}".rstrip()
+        )
         for key, m in table.items():
             interval = f"{m.low:.4f} to {m.high:.4f}"
             click.echo(f"{key:<16}{m.value:>9.4f}   {interval:<18}  {MEANING[key]}")
-    for b in found.details.get("by_distance", ()):
+    if by_distance := found.details.get("by_distance"):
+        click.echo()
+    for b in by_distance or ():
         click.echo(_distance_line(b))
 
 

@@ -72,7 +72,7 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     }
     tables = {"": found.metrics}
     if found.weighted:
-        tables["weighted as if pairs were drawn at random"] = found.weighted
+        tables["weighted"] = found.weighted
     arrays = (found.difference, found.p)
     plots = pair_plots(*arrays, tau=tau, distance=found.distance, name=scores.name)
     return Evaluated(lines, tables, details, plots, list(kept.images), scores)
