@@ -40,7 +40,7 @@ def initial_noise(pipe: Any, seeds: Sequence[int], pipe_kwargs: Mapping[str, Any
         found.append(prepared[0] if isinstance(prepared, tuple) else prepared)
         raise _Prepared
 
-    with _replaced(pipe, "prepare_latents", prepare_latents):
+    with replaced(pipe, "prepare_latents", prepare_latents):
         try:
             sample(pipe, seeds, pipe_kwargs)
         except _Prepared:
@@ -49,7 +49,7 @@ def initial_noise(pipe: Any, seeds: Sequence[int], pipe_kwargs: Mapping[str, Any
 
 
 @contextmanager
-def _replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
     """Within the context, an attribute of this one instance is another."""
     held = vars(thing).get(name)
     setattr(thing, name, value)

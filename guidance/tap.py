@@ -160,8 +160,8 @@ def _through(
 def _pullback(x0: Tensor, sample: Tensor, output: Tensor) -> Callable[[Tensor], Tensor]:
     if not output.requires_grad:
         raise RuntimeError(
-            "the denoiser gives no gradient (under torch.inference_mode, cached, compiled without it, or "
-            "quantised so): guide without through_model"
+            "the denoiser gives no gradient (it is cached, quantised or compiled without one): guide "
+            "without through_model"
         )
     return lambda gradient: torch.autograd.grad(x0, sample, gradient.to(x0))[0]
 
