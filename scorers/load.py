@@ -26,6 +26,7 @@ KINDS = {
     "siglip": "joyquality",
     "joyquality": "joyquality",
     "qwen3_5": "q-realign",
+    "personal": "personal",
 }
 
 
@@ -133,7 +134,7 @@ def _loader(path: Path):
         from .ensemble import load_ensemble
 
         return load_ensemble
-    from . import joyquality, nano, qrealign, rali
+    from . import joyquality, nano, personal, qrealign, rali
 
     if path.is_file():
         return joyquality.load_joyquality  # the training format is a single file
@@ -148,6 +149,7 @@ def _loader(path: Path):
         "rali": rali.load_rali,
         "joyquality": joyquality.load_joyquality,
         "q-realign": qrealign.load_qrealign,
+        "personal": personal.load_personal,
     }
     if kind not in KINDS:
         raise ValueError(f"{path} is no checkpoint of a known scorer (model_type: {kind!r})")

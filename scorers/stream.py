@@ -150,7 +150,8 @@ class _Batcher:
                     indices = indices[len(chunk) :]
             # One copy to the host for the whole window, so that the device never waits in between.
             flat = torch.cat(values).cpu() if values else torch.zeros(0)
-        result = dict(zip(order, flat.tolist(), strict=True))
+        rows = flat.tolist() if flat.ndim == 1 else flat.unbind()  # of what gives features, [N, D]
+        result = dict(zip(order, rows, strict=True))
         return [(result.get(i, float("nan")), errors.get(i)) for i in range(len(pictures))]
 
     def _groups(self, pictures: list[Tensor]) -> list[list[int]]:

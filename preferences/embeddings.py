@@ -1,0 +1,208 @@
+"""Pictures to what a scorer's head reads, each picture once, kept on disk.
+
+An embedding is kept under a hash of the file's bytes, in one SQLite file for each fingerprint of the
+scorer: copies and renamed files are known, whatever was embedded before a kill is kept, and two
+processes may share the file. A row whose checksum is wrong is no row: the picture is embedded anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..scorers import Scorer
+from ..scorers.home import home
+from ..scorers.personal import features_of, require_features
+from ..scorers.stream import score_stream
+
+FLUSH_SECONDS, FLUSH_ROWS = 1.0, 64  # what a kill can cost
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS embeddings (content BLOB PRIMARY KEY, crc INTEGER, value BLOB);
+CREATE TABLE IF NOT EXISTS files (
+    path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, content BLOB
+) WITHOUT ROWID;
+"""
+
+
+def embed_images(
+    scorer: Scorer,
+    paths: Sequence[str | os.PathLike],
+    cache: bool | str | os.PathLike = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Embeds picture files, [N, D] float32 on the CPU, in order.
+
+    Exactly what the scorer's own head reads when it scores those files.
+
+    Args:
+        scorer: one with an `embed` (nano, JoyQuality, RALI, or a personal one of these).
+        cache: where embeddings are kept: True for the user's own folder, a folder, or False for
+            nowhere. A file that was hashed is known again by its path, size and time.
+        batch_size: as in `Scorer.score`.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the scorer has no embedding.
+        FileNotFoundError, ValueError: the first picture that cannot be read.
+    """
+    require_features(scorer)
+    if not cache:
+        found = _embed(scorer, dict(enumerate(paths)), batch_size, progress)
+        return _stacked([value for _, value in found])
+    path = cache_path(scorer, None if cache is True else cache)
+    try:
+        return _embed_cached(scorer, paths, path, batch_size, progress)
+    except sqlite3.OperationalError as error:  # locked, or a full disk
+        raise RuntimeError(f"{path}: {error}") from None
+    except sqlite3.DatabaseError:
+        _remove(path)  # damaged: it held nothing that cannot be computed again
+        return _embed_cached(scorer, paths, path, batch_size, progress)
+
+
+def cache_path(scorer: Scorer, folder: str | os.PathLike | None = None) -> Path:
+    """The file that keeps a scorer's embeddings: in `folder`, or in the user's own."""
+    card = scorer.card
+    name = re.sub(r"[^\w.-]+", "-", card.name)
+    folder = Path(folder) if folder is not None else home() / "embeddings"
+    return folder / f"{name}-{card.fingerprint_id}.sqlite"
+
+
+def _embed_cached(
+    scorer: Scorer, paths: Sequence, path: Path, batch_size: int | None, progress: bool
+) -> Tensor:
+    with EmbeddingCache(path) as kept:
+        contents = kept.contents(paths, progress)
+        missing = {c: path for c, path in zip(contents, paths, strict=True) if c not in kept}
+        for content, value in _embed(scorer, missing, batch_size, progress):
+            kept.add(content, value)
+        kept.flush()
+        return _stacked([kept.get(content) for content in contents])
+
+
+class EmbeddingCache:
+    """The embeddings of one scorer on disk, by the hash of a file's contents. A context manager.
+
+    Raises:
+        sqlite3.DatabaseError: here or later, if the file is damaged.
+    """
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._pending: list[tuple[bytes, int, bytes]] = []
+        self._flushed = time.monotonic()
+        self._db = sqlite3.connect(path, timeout=60)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(_TABLES)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> EmbeddingCache:
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            self.flush()
+        finally:
+            self._db.close()
+
+    def contents(self, paths: Iterable[str | os.PathLike], progress: bool = False) -> list[bytes]:
+        """The hash of each file's bytes; files that did not change since are not read again."""
+        bar = tqdm(paths, unit="file", desc="hashing", disable=not progress, leave=False)
+        contents = [self._content(path) for path in bar]
+        self._db.commit()
+        return contents
+
+    def __contains__(self, content: bytes) -> bool:
+        return self.get(content) is not None
+
+    def get(self, content: bytes) -> Tensor | None:
+        """The embedding [D] float32 of a file of these contents, None if it is not known or damaged."""
+        query = "SELECT crc, value FROM embeddings WHERE content = ?"
+        crc, value = self._db.execute(query, (content,)).fetchone() or (None, b"")
+        if crc != zlib.crc32(content + value):
+            return None
+        return torch.frombuffer(bytearray(value), dtype=torch.float32)
+
+    def add(self, content: bytes, value: Tensor) -> None:
+        """Keeps an embedding [D]; on disk within a second, or 64 embeddings, or with `flush`."""
+        stored = value.detach().cpu().float().contiguous().numpy().tobytes()
+        self._pending.append((content, zlib.crc32(content + stored), stored))
+        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        insert = "INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?)"
+        self._db.executemany(insert, self._pending)
+        self._db.commit()
+        self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def _content(self, path: str | os.PathLike) -> bytes:
+        key = os.fsencode(os.path.abspath(path))
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no such file: {path}") from None
+        state = (status.st_size, status.st_mtime_ns)
+        query = "SELECT size, mtime_ns, content FROM files WHERE path = ?"
+        known = self._db.execute(query, (key,)).fetchone()
+        if known and known[:2] == state:
+            return known[2]
+        content = content_of(path)
+        self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (key, *state, content))
+        return content
+
+
+def content_of(path: str | os.PathLike) -> bytes:
+    """The BLAKE2b hash of a file's bytes, 16 of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+class _Embedder:
+    """What `score_stream` takes for a scorer, whose scores are the embeddings."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer, self.device = scorer, scorer.device
+        self.input_size, self.default_batch_size = scorer.input_size, scorer.default_batch_size
+
+    def score_runs(self, runs: Iterable[Tensor]) -> Tensor:
+        x = torch.cat([self.scorer.prepare(run) for run in runs])
+        return features_of(self.scorer, x).float()
+
+
+def _embed(
+    scorer: Scorer, pictures: dict, batch_size: int | None, progress: bool
+) -> Iterator[tuple[bytes | int, Tensor]]:
+    """(key, embedding [D]) of the files in `pictures` (by key), in order."""
+    stream = score_stream(_Embedder(scorer), list(pictures.values()), batch_size, "raise")
+    bar = tqdm(stream, total=len(pictures), unit="image", desc="embedding", disable=not progress)
+    for key, scored in zip(pictures, bar, strict=True):
+        yield key, scored.score
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    return torch.stack(values) if values else torch.zeros(0, 0)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
