@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .halving import Candidate
 from .initial import initial_noise, row
+from .offload import modules_of, still
 from .prune import denoisers
 from .record import SearchResult
 from .rewards import ascent, norms
@@ -130,23 +131,23 @@ def moved(z: Tensor, velocity: Tensor, lr: float, regulariser: float) -> Tensor:
 @contextmanager
 def frozen(pipe: Any, checkpointing: bool) -> Iterator[None]:
     """Within the context, no weight of the pipeline learns; afterwards all is as it was."""
-    modules = [each for each in pipe.components.values() if isinstance(each, nn.Module)]
-    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    modules = modules_of(pipe)
     flags = [
         (each, each.gradient_checkpointing)
         for module in modules
         for each in module.modules()
         if hasattr(each, "gradient_checkpointing")
     ]
-    try:
-        for p in learning:
-            p.requires_grad_(False)
+    with ExitStack() as stack:
+        stack.callback(_set_flags, flags)
+        for module in modules:
+            stack.enter_context(still(module))
         for module in [*denoisers(pipe), getattr(pipe, "vae", None)] if checkpointing else []:
             if getattr(module, "_supports_gradient_checkpointing", False):
                 module.enable_gradient_checkpointing()
         yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
-        for each, flag in flags:
-            each.gradient_checkpointing = flag
+
+
+def _set_flags(flags: list[tuple[nn.Module, bool]]) -> None:
+    for each, flag in flags:
+        each.gradient_checkpointing = flag

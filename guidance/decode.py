@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .offload import still
+
 Size = tuple[int, int]  # (height, width) in pixels
 
 
@@ -215,15 +217,9 @@ def _frames(x: Tensor) -> Tensor:
 
 
 def _decoded(vae: Any, z: Tensor) -> Tensor:
-    """Differentiable in z only: weights that learn are held still while the graph is made."""
-    learning = [p for p in vae.parameters() if p.requires_grad]
-    for p in learning:
-        p.requires_grad_(False)
-    try:
+    """Differentiable in z only."""
+    with still(vae):
         return vae.decode(z.to(_device(vae), vae.dtype), return_dict=False)[0]
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
 
 
 class _Decode(nn.Module):
@@ -237,9 +233,22 @@ class _Decode(nn.Module):
 
 def _decoded_in_float32(vae: Any, z: Tensor) -> Tensor:
     """With a copy of the weights: converting them there and back would leave none for backward."""
+    if any(p.is_meta for p in vae.parameters()):
+        return _converted(vae, z)
+    if hasattr(vae, "_hf_hook"):  # brings the weights before they are copied
+        vae._hf_hook.pre_forward(vae)
     call = _Decode(vae)
     weights = {name: p.detach().float() for name, p in call.named_parameters()}
     return torch.func.functional_call(call, weights, (z.to(_device(vae), torch.float32),))
+
+
+def _converted(vae: Any, z: Tensor) -> Tensor:
+    """Where each layer's weights come as copies, of the type that is asked for, nothing is lost."""
+    vae.to(torch.float32)
+    try:
+        return _decoded(vae, z)
+    finally:
+        vae.to(torch.float16)
 
 
 def _device(vae: Any) -> torch.device:

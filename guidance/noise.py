@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .climb import Climb, frozen
 from .initial import check_deterministic, initial_noise, row
+from .offload import LAYERS, check_hooks
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, weighted
 from .sampling import one_prompt_each
@@ -166,8 +167,10 @@ def optimize_noise(
 
     Raises:
         TypeError: naming a scorer without a gradient.
-        NotImplementedError: a scheduler that adds noise, or a pipeline that gives no gradient.
+        NotImplementedError: a scheduler that adds noise, a pipeline that gives no gradient, or offload
+            of whole models.
     """
+    check_hooks(pipe, "optimize_noise", LAYERS)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     if iterations < 0 or not seeds:
         raise ValueError(f"iterations >= 0 and a seed: iterations={iterations}, seeds={seeds}")

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import nn
+
 from .decode import Decoder
 from .guide import Guide
+from .offload import check_decoder
 from .prompts import watched_prompts
 from .record import Record
 from .rewards import Scorers, weighted
@@ -54,6 +57,8 @@ def reward_guidance(
             `through_model`, also offloaded or cached weights.
     """
     decoder = Decoder(pipe, decode)
+    if isinstance(module := pipe.vae if decode == "vae" else decode, nn.Module):
+        check_decoder(module)
     guide = Guide(weighted(scorer), decoder, scale=scale, prompts=prompts, **options)
     with ExitStack() as stack:
         stack.enter_context(decoder.watching())

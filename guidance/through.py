@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .climb import frozen
 from .guide import Guide
 from .initial import replaced
+from .offload import check_hooks
 from .prune import denoisers
 from .schedulers import level
 from .tap import Step, tap
@@ -93,23 +94,4 @@ def check_differentiable(pipe: Any) -> None:
     name = type(pipe).__name__
     if not denoisers(pipe) or not hasattr(pipe, "prepare_latents"):
         raise NotImplementedError(f"{name} is not known well enough for through_model=True")
-    modules = [each for each in pipe.components.values() if isinstance(each, nn.Module)]
-    for module in modules:
-        if found := hooks_of(module):
-            raise NotImplementedError(
-                f"through_model=True needs weights that stay where they are and a denoiser that runs at "
-                f"every step, but the {type(module).__name__} of this {name} has hooks ({found}): take "
-                "offload and caches away first (pipe.remove_all_hooks(), pipe.transformer.disable_cache()), "
-                "or guide without through_model"
-            )
-
-
-def hooks_of(module: nn.Module) -> str:
-    """What offloads its weights or reuses its outputs; "" if nothing does."""
-    found = set()
-    for part in module.modules():
-        if hasattr(part, "_hf_hook"):
-            found.add(type(part._hf_hook).__name__)
-        registry = getattr(part, "_diffusers_hook", None)
-        found.update(getattr(registry, "hooks", ()))
-    return ", ".join(sorted(found))
+    check_hooks(pipe, "through_model=True")
