@@ -17,6 +17,7 @@ _PUBLIC = {
     "ScorerCard": ".scorers",
     "Ensemble": ".scorers",
     "ranking": ".ranking",
+    "preferences": ".preferences",
     "reward_guidance": ".guidance",
     "RewardCallback": ".guidance",
     "best_of_n": ".guidance",

@@ -20,6 +20,7 @@ COMMANDS = {
     "choose": "Which pictures to compare, and with which: few votes that go far.",
     "vote": "Collect comparisons on a page in your browser: one key a vote, none is lost.",
     "evaluate": "A scorer against comparisons or mean opinion scores, with intervals and plots.",
+    "train": "A scorer of your own taste, from comparisons.",
     "agree": "How alike voters and scorers judge the same pairs.",
     "convert": "Turn an official release into a checkpoint that is read without pickles.",
     "doctor": "What is installed, which kernels run, and a self-test.",

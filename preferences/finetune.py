@@ -138,7 +138,7 @@ def finetune(
         said = {
             "name": name or out.absolute().name,
             "base": {"name": scorer.card.name, "fingerprint": scorer.card.fingerprint_id},
-            "data": _data(train, test),
+            "data": data_entry(train, test),
             **({} if test is None else _measured(scorer, model, test, 2 * batch)),
             "training": {**asdict(recipe), "batch": batch, "seed": seed, "log": asdict(log)},
         }
@@ -174,7 +174,8 @@ def _metrics(scores: Tensor, test: Comparisons) -> dict[str, float | int | None]
     return {k: float(v) if math.isfinite(v) else None for k, v in found.items()} | counts
 
 
-def _data(train: Comparisons, test: Comparisons | None) -> dict[str, Any]:
+def data_entry(train: Comparisons, test: Comparisons | None) -> dict[str, Any]:
+    """What config.json says of the comparisons: how many, and what stands for them and their images."""
     result = {"comparisons": len(train), "images": len(train.images), "hash": _digest(train)}
     return result | ({"held_out": len(test), "held_out_hash": _digest(test)} if test else {})
 

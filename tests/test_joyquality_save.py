@@ -37,7 +37,8 @@ def test_what_is_loaded_again_scores_the_same(saved):
     scorer, base, out = saved
     images, again = some_images(), load_scorer(out, device="cpu")
     assert tiny_vit.spread_over(scorer(images), 1e-5)
-    torch.testing.assert_close(again(images), scorer(images), atol=1e-6, rtol=0)
+    # Float32 rounds: folding the same numbers again moves the last digit of some. See below for float64.
+    torch.testing.assert_close(again(images), scorer(images), atol=5e-6, rtol=0)
     assert (load_scorer(base, device="cpu")(images) - scorer(images)).abs().max() > 1e-2
     for (name, one), other in zip(
         scorer.state_dict().items(), again.state_dict().values(), strict=True

@@ -1,0 +1,96 @@
+"""`tastemaker train PAIRS`: a scorer of your own taste, from comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import EXISTING_FILE
+
+SHOWN = ("accuracy", "nll", "auc", "brier", "ece")
+
+
+@click.command("train")
+@click.argument("pairs", type=EXISTING_FILE)
+@click.option("--base", default="nano", show_default=True, help="A scorer: name, folder or hub id.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("my-taste"),
+    show_default=True,
+    help="Folder of the personal scorer.",
+)
+@click.option("--name", help="What its card calls it. [default: the folder's name]")
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Held out to measure, where the file has no test part of its own. 0 measures nothing.",
+)
+@click.option("--full", is_flag=True, help="Train every weight, not the head alone: for thousands.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out.")
+@click.option("--device", help="Where it runs. [default: a GPU if there is one]")
+@click.option("--overwrite", is_flag=True, help="Replace the personal scorer in --out.")
+def command(
+    pairs: Path,
+    base: str,
+    out: Path,
+    name: str | None,
+    test_fraction: float,
+    full: bool,
+    seed: int,
+    device: str | None,
+    overwrite: bool,
+) -> None:
+    """Learn your taste from PAIRS: JSON, CSV, or the votes of `tastemaker vote`.
+
+    Pictures are embedded once, then a head is fitted in seconds. The folder opens by its path
+    wherever a scorer is named: `tastemaker rank PICTURES --scorer ./my-taste`.
+    """
+    if full:
+        metrics, notes = _full(pairs, base, out, name, test_fraction, seed, device)
+    else:
+        from ..preferences.train import train
+
+        made = train(
+            *(pairs, base, out),
+            **dict(test_fraction=test_fraction, name=name, seed=seed, device=device),
+            overwrite=overwrite,
+        )
+        metrics, notes = made.metrics, made.notes
+        if made.dropped:
+            notes = [*notes, f"{made.dropped} comparisons between both parts were left out"]
+        if made.penalty == float("inf"):
+            notes = [*notes, "the comparisons say no more than the base does: its order is kept"]
+    for note in notes:
+        click.echo(f"note: {note}")
+    _print(metrics)
+    click.echo(f"written to {click.format_filename(out)}")
+
+
+def _full(pairs, base, out, name, test_fraction, seed, device):
+    """Fine-tunes the whole base."""
+    from ..preferences.finetune import finetune
+    from ..preferences.train import prepared
+    from ..scorers import load_scorer
+
+    kept, held, _, notes = prepared(pairs, None, test_fraction, seed)
+    scorer = load_scorer(base, device=device)
+    return finetune(scorer, kept, held, out, name=name, seed=seed).said.get("metrics", {}), notes
+
+
+def _print(metrics: Mapping[str, Any]) -> None:
+    """The held-out metrics, beside the base's."""
+    if not metrics:
+        click.echo("nothing was held out, so nothing was measured")
+        return
+    after, before = metrics["held_out"], metrics["base"]
+    click.echo(f"{after['decided']} held-out comparisons of images that were not trained on:")
+    click.echo(f"  {'':<10}{'base':>8}{'yours':>8}")
+    for name in SHOWN:
+        if after.get(name) is not None and before.get(name) is not None:
+            click.echo(f"  {name:<10}{before[name]:8.3f}{after[name]:8.3f}")

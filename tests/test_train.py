@@ -1,0 +1,88 @@
+"""`tastemaker train`: from a file of comparisons to a scorer that ranks as they do."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image, ImageFilter
+
+from tastemaker.cli import main
+from tastemaker.preferences import Comparisons, train, write_comparisons
+from tastemaker.scorers import load_scorer
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """48 pictures of random blocks, more or less soft; 240 comparisons of one who likes them sharp."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng, radii, images = np.random.default_rng(0), [], []
+    for i in range(48):
+        pixels = np.kron(rng.integers(0, 256, (24, 24, 3), np.uint8), np.ones((4, 4, 1), np.uint8))
+        radii.append(float(rng.uniform(0, 3)))
+        image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radii[-1]))
+        images.append(folder / f"{i}.png")
+        image.save(images[-1])
+    pairs = torch.from_numpy(np.stack([rng.choice(48, 2, replace=False) for _ in range(240)]))
+    taste = -torch.tensor(radii)
+    p = (taste[pairs[:, 0]] > taste[pairs[:, 1]]).double()
+    return Comparisons(tuple(images), pairs, p), taste
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TASTEMAKER_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+def test_it_learns_what_its_owner_likes(compared, tmp_path):
+    comparisons, taste = compared
+    made = train(comparisons, out=tmp_path / "taste", progress=False)
+    after, before = made.metrics["held_out"], made.metrics["base"]
+    assert after["decided"] > 5 and made.dropped > 0
+    assert after["accuracy"] > 0.9 > 0.5 > before["accuracy"], "nano takes blocks for damage"
+    scores = load_scorer(tmp_path / "taste").score(comparisons.images)
+    assert torch.corrcoef(torch.stack([scores, taste]))[0, 1] > 0.9
+    assert torch.equal(scores, made.scorer.score(comparisons.images))
+
+
+def test_the_same_comparisons_make_the_same_scorer(compared, tmp_path):
+    comparisons, _ = compared
+    one, other = (train(comparisons, out=tmp_path / n, progress=False) for n in "ab")
+    assert one.metrics == other.metrics
+    left, right = (made.scorer.score(comparisons.images) for made in (one, other))
+    torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+
+
+def test_a_test_of_ones_own_loses_what_was_trained_on(compared, tmp_path):
+    comparisons, _ = compared
+    made = train(comparisons, out=tmp_path / "taste", test=comparisons, progress=False)
+    assert made.metrics == {} and made.dropped == len(comparisons)
+    assert any("trained on as well" in note for note in made.notes)
+
+
+def test_the_command(compared, tmp_path):
+    comparisons, _ = compared
+    pairs, out = tmp_path / "pairs.json", tmp_path / "taste"
+    write_comparisons(pairs, comparisons)
+    result = CliRunner().invoke(main, ["train", str(pairs), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "held-out comparisons of images that were not trained on" in result.stdout
+    said = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert said["tastemaker"] == "personal" and said["base"]["load"] == "nano"
+    assert math.isfinite(said["metrics"]["held_out"]["nll"])
+    again = CliRunner().invoke(main, ["train", str(pairs), "--out", str(out)])
+    assert again.exit_code == 1 and "holds something already" in again.stderr
+    again = CliRunner().invoke(main, ["train", str(pairs), "--out", str(out), "--overwrite"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
+    comparisons, _ = compared
+    gone = (tmp_path / "gone.png", *comparisons.images[1:])
+    with pytest.raises(ValueError, match="1 missing: .*gone.png"):
+        train(Comparisons(gone, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
+    assert not (tmp_path / "taste").exists()
