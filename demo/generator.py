@@ -30,13 +30,18 @@ def load_pipeline(
     Raises:
         ImportError: naming the command that installs diffusers.
     """
+    check_installed()
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
+    return pipe.to(device, dtype)
+
+
+def check_installed() -> None:
+    """Raises ImportError, naming the command that installs diffusers, where it is absent."""
     try:
-        from diffusers import StableDiffusionPipeline
+        import diffusers  # noqa: F401
     except ImportError:
         raise ImportError(
             'the embedded generator needs diffusers: pip install "tastemaker[diffusers]"'
         ) from None
-    pipe = StableDiffusionPipeline.from_pretrained(
-        WEIGHTS, torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
-    )
-    return pipe.to(device)

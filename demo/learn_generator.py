@@ -43,8 +43,8 @@ class VaeSettings:
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    pictures: int = 20_000  # that it sees, again and again
-    steps: int = 2400
+    pictures: int = 12_000  # that it sees, again and again
+    steps: int = 2000
     batch: int = 64
     rate: float = 2e-3
     no_prompt: float = 0.1  # share of the pictures that come without one

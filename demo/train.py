@@ -76,11 +76,12 @@ def make_vae() -> dict[str, float]:
 def make_denoiser() -> dict[str, float]:
     write_tokenizer(GENERATOR / "tokenizer", shapes.WORDS)
     tokenizer = CLIPTokenizer.from_pretrained(GENERATOR / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(GENERATOR / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(GENERATOR / "vae")
     model, loss = learn_generator.learn_denoiser(vae, tokenizer, SETTINGS["denoiser"])
     pipe = StableDiffusionPipeline(
         vae=vae.half(),
-        text_encoder=model.text.half(),
+        # In half precision, transformers would load it so, and diffusers the others not.
+        text_encoder=model.text,
         tokenizer=tokenizer,
         unet=model.unet.half(),
         scheduler=learn_generator.new_scheduler(),
@@ -92,7 +93,16 @@ def make_denoiser() -> dict[str, float]:
     # The files that every release of transformers reads, and no others.
     (GENERATOR / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
     write_tokenizer(GENERATOR / "tokenizer", shapes.WORDS)
+    forget_places(GENERATOR)
     return {"loss": loss, "parameters": count(model.unet), "text encoder": count(model.text)}
+
+
+def forget_places(folder: Path) -> None:
+    """Removes from configurations where on this machine a part was loaded from."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None):
+            write(file, json.dumps(config, indent=2) + "\n")
 
 
 def make_rewards() -> dict[str, Any]:
