@@ -78,12 +78,9 @@ class Comparisons:
         images = tuple(self.images[i] for i in used.tolist())
         return Comparisons(images, compact.reshape(-1, 2), self.p[which])
 
-    def merged(self, same: Mapping[Path, Any]) -> Comparisons:
-        """Images of equal value in `same` (a hash of their contents) as one image: the first."""
-        first: dict[Any, Path] = {}
-        for image in self.images:
-            first.setdefault(same[image], image)
-        return Comparisons.of((first[same[a]], first[same[b]], p) for a, b, p in self.rows())
+    def merged(self, same: Mapping[Path, Path]) -> Comparisons:
+        """Every image replaced by what `same` has for it: copies of one picture become one image."""
+        return Comparisons.of((same[a], same[b], p) for a, b, p in self.rows())
 
 
 def read_comparisons(path: str | Path) -> tuple[Comparisons, Comparisons | None]:

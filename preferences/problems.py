@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .comparisons import Comparisons
+from .embeddings import content_of
 
 Pair = tuple[Path, Path]
 
@@ -70,6 +71,20 @@ def problems(train: Comparisons, test: Comparisons | None = None) -> Problems:
         ),
         leaked=tuple(sorted(set(train.images) & set(test.images))) if test is not None else (),
     )
+
+
+def first_copies(images: Iterable[Path]) -> dict[Path, Path]:
+    """Each image to the first one with the same bytes. Only files of one size are read."""
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for image in dict.fromkeys(images):
+        sizes[image.stat().st_size].append(image)
+    same: dict[Path, Path] = {}
+    for alike in sizes.values():
+        first: dict[bytes, Path] = {}
+        for image in alike:
+            content = content_of(image) if len(alike) > 1 else b""
+            same[image] = first.setdefault(content, image)
+    return same
 
 
 def without(train: Comparisons, test: Comparisons) -> Comparisons:

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..ranking import Calibration
 from ..scorers import load_scorer
 from ..scorers.base import Scorer
-from ..scorers.checkpoint import write_checkpoint
+from ..scorers.calibration import own_tau
+from ..scorers.checkpoint import read_config, write_checkpoint
 from ..scorers.personal import base_entry, head_state, require_features, score_features
 from .comparisons import Comparisons, read_comparisons
 from .embeddings import embed_images
 from .finetune import data_entry
 from .metrics import pair_metrics, verdicts
-from .problems import problems, without
+from .problems import first_copies, problems, without
 from .split import split
 from .taste import Taste, fit_taste
 
@@ -74,14 +75,13 @@ def train(
         FileExistsError: `out` holds something already.
     """
     folder = Path(out).absolute()
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds something already: choose another, or overwrite it")
+    _check_free(folder, overwrite)
     kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed)
     scorer = load_scorer(base, device=device)
     require_features(scorer)
     embedded = embed_images(scorer, kept.images, progress=progress)
     scores = base_scores(scorer, embedded)
-    taste = fit_taste(embedded, scores, kept, seed=seed)
+    taste = fit_taste(embedded, scores, kept, unit=own_tau(scorer.card), seed=seed)
     metrics, calibration = _measured(scorer, taste, held, progress)
     entry = {
         "tastemaker": "personal",
@@ -96,6 +96,16 @@ def train(
     write_checkpoint(folder, entry, state)
     made = load_scorer(folder, device=device)
     return Trained(made, folder, metrics, taste.chosen.penalty, dropped, notes)
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """FileExistsError unless the folder is new, empty, or a personal scorer's to be overwritten."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{folder} holds something already: choose another, or overwrite it")
+    if read_config(folder).get("tastemaker") != "personal":
+        raise FileExistsError(f"{folder} holds no personal scorer, so it is not overwritten")
 
 
 def prepared(
@@ -116,6 +126,11 @@ def prepared(
     lines = list(found.lines())
     if found.missing:
         raise ValueError(lines[0])
+    same = first_copies([*comparisons.images, *(test.images if test is not None else ())])
+    if copies := [image for image, first in same.items() if image != first]:
+        lines.append(f"{len(copies)} copies of others, one image each: {copies[0]}")
+        comparisons = comparisons.merged(same)
+        test = None if test is None else test.merged(same)
     dropped = 0
     if test is not None:
         dropped = len(test)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tastemaker.preferences.comparisons import Comparisons, read_comparisons, write_comparisons
-from tastemaker.preferences.problems import problems, without
+from tastemaker.preferences.problems import first_copies, problems, without
 
 
 def written(folder, name, text) -> Path:
@@ -167,10 +167,13 @@ def test_ties_contradict_nothing():
     assert not found.contradictions and len(found.duplicates) == 1
 
 
-def test_copies_of_a_picture_are_one_image():
-    train = Comparisons.of([("/a", "/b", 1), ("/copy of a", "/c", 0)])
-    merged = train.merged({p: p.name[-1] for p in train.images})
-    assert rows(merged) == [("a", "b", 1), ("a", "c", 0)]
+def test_copies_of_a_picture_are_one_image(tmp_path):
+    for name, text in {"a": "same", "b": "else", "c": "same", "d": "longer"}.items():
+        (tmp_path / name).write_text(text)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    assert first_copies([a, b, c, d, a]) == {a: a, b: b, c: a, d: d}
+    train = Comparisons.of([(c, b, 1), (d, c, 0)])
+    assert rows(train.merged(first_copies([a, *train.images]))) == [("a", "b", 1), ("d", "a", 0)]
 
 
 def test_take_keeps_the_images_that_are_compared():

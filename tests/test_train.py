@@ -2,16 +2,21 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+import tiny_vit
 import torch
 from click.testing import CliRunner
 from PIL import Image, ImageFilter
 
 from tastemaker.cli import main
 from tastemaker.preferences import Comparisons, train, write_comparisons
+from tastemaker.preferences.embeddings import embed_images
 from tastemaker.scorers import load_scorer
+from tastemaker.scorers.checkpoint import write_checkpoint
+from tastemaker.scorers.rali_convert import convert_rali
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,49 @@ def test_the_command(compared, tmp_path):
     assert again.exit_code == 1 and "holds something already" in again.stderr
     again = CliRunner().invoke(main, ["train", str(pairs), "--out", str(out), "--overwrite"])
     assert again.exit_code == 0, again.output
+
+
+def test_a_copy_of_a_picture_that_was_trained_on_tests_nothing(compared, tmp_path):
+    comparisons, _ = compared
+    copies = [tmp_path / image.name for image in comparisons.images]
+    for image, copy in zip(comparisons.images, copies, strict=True):
+        shutil.copy(image, copy)
+    test = Comparisons(tuple(copies), comparisons.pairs, comparisons.p)
+    made = train(comparisons, out=tmp_path / "taste", test=test, progress=False)
+    assert made.metrics == {} and made.dropped == len(test)
+    assert any("48 copies of others" in note for note in made.notes)
+
+
+def test_only_a_personal_scorer_is_overwritten(compared, tmp_path):
+    comparisons, _ = compared
+    config = {"tastemaker": "rali"}
+    write_checkpoint(tmp_path / "rali", config, {"weight": torch.ones(1)})
+    before = (tmp_path / "rali" / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="no personal scorer, so it is not overwritten"):
+        train(comparisons, out=tmp_path / "rali", overwrite=True)
+    assert (tmp_path / "rali" / "model.safetensors").read_bytes() == before
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        train(comparisons, out=comparisons.images[0].parent, overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["joyquality", "rali"])
+def test_it_learns_on_the_features_of_towers(compared, tmp_path, kind):
+    comparisons, _ = compared
+    if kind == "joyquality":
+        tiny_vit.make_joyquality().save_pretrained(tmp_path / kind)
+    else:
+        tiny_vit.write_rali_release(tmp_path / "release")
+        convert_rali(tmp_path / "release", tmp_path / kind)
+    x = embed_images(load_scorer(tmp_path / kind), comparisons.images)
+    taste = (x - x.mean(0)) / x.std(0) @ torch.randn(x.shape[1], generator=torch.Generator())
+    left, right = comparisons.pairs.T
+    liked = Comparisons(
+        comparisons.images, comparisons.pairs, (taste[left] > taste[right]).double()
+    )
+    made = train(liked, tmp_path / kind, tmp_path / "taste", test_fraction=0, progress=False)
+    scores = load_scorer(tmp_path / "taste").score(comparisons.images)
+    assert torch.corrcoef(torch.stack([scores, taste]))[0, 1] > 0.8
+    assert made.scorer.card.name == "taste" and made.metrics == {}
 
 
 def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
