@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import ranking
 from .decode import Decoder
 from .prune import Pruner, check_prunable, pruning
+from .record import Row
 from .sampling import Samples, sample
 from .tap import Step, tap
 
@@ -81,6 +82,7 @@ class Halving:
         self.cuts, self.rate, self.decode, self.least = list(cuts), rate, decode, least
         self.calls = 0  # of the denoiser, times candidates
         self.survivors: list[list[int]] = []  # after each cut
+        self.rows: list[Row] = []  # one a cut
         starts = range(0, len(self.seeds), batch_size)
         self.lanes = [Lane(self, i, self.seeds[i : i + batch_size]) for i in starts]
         self.running: Lane | None = None
@@ -92,14 +94,19 @@ class Halving:
                 told = {lane: self._turn(lane, None) for lane in self.lanes}
                 for cut in self.cuts:
                     kept = self._choose(told, cut)
-                    self.survivors.append(
-                        sorted(n for lane in kept for n in lane.numbers(kept[lane]))
-                    )
+                    self._record(told, kept)
                     told = {lane: self._turn(lane, local) for lane, local in kept.items() if local}
             finally:
                 for lane in self.lanes:
                     lane.stop()
         return [candidate for lane in told for candidate in told[lane]]
+
+    def _record(self, told: dict[Lane, Tensor], kept: dict[Lane, list[int]]) -> None:
+        numbers = sorted(n for lane in kept for n in lane.numbers(kept[lane]))
+        self.survivors.append(numbers)
+        step, scores = next(iter(told)).step, torch.cat(list(told.values()))
+        left = len(numbers) / len(self.seeds)
+        self.rows.append(Row(step.index, step.sigma, step.noise_ratio, scores, left=left))
 
     def _turn(self, lane: Lane, local: list[int] | None) -> Any:
         """Lets one batch run up to its next cut or its end; what it says there."""
@@ -136,7 +143,8 @@ class Lane(threading.Thread):
         self.pipe.scheduler = copy.deepcopy(halving.pipe.scheduler)
         self.decoder = Decoder(self.pipe, halving.decode)
         self.pruner: Pruner | None = None
-        self.x0: Tensor | None = None
+        self.step: Step | None = None  # the last one
+        self.x0: Tensor | None = None  # of those that are left
         self.orders: SimpleQueue[list[int] | None] = SimpleQueue()
         self.reports: SimpleQueue[Any] = SimpleQueue()
 
@@ -184,7 +192,7 @@ class Lane(threading.Thread):
         self.pruner = Pruner(self.pipe, len(self.seeds), generators)
 
     def _seen(self, step: Step) -> None:
-        self.x0 = step.x0
+        self.step, self.x0 = step, step.x0
         self.halving.calls += len(step.x0)
 
     def _on_step(self, pipe: Any, i: int, latents: Tensor) -> Tensor:

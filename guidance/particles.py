@@ -12,7 +12,7 @@ telescope.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from .rewards import Scorer, Scorers, weighted
 from .sampling import Samples, one_prompt_each, sample
 from .schedulers import Level, adds_noise, level
 from .search import Search, candidates
+from .split import split
 from .tap import Step, tap
 
 AT = (0.2, 0.35, 0.5, 0.65)
@@ -40,6 +41,7 @@ def steer_particles(
     n: int = 8,
     keep: int = 1,
     *,
+    batch_size: int | None = None,
     seeds: int | Sequence[int] = 0,
     lam: float = 4.0,
     eta: float | None = None,
@@ -59,11 +61,13 @@ def steer_particles(
     Higher rewards, for less variety: many of the n images descend from the same few.
 
     Args:
-        pipe: a diffusers pipeline of images or videos. Its n particles are one batch.
+        pipe: a diffusers pipeline of images or videos.
         scorer: one, several, or several with weights; none needs a gradient. Each is divided by the
             standard deviation of its scores among the particles (the largest so far), so `lam` is
             in deviations, whatever the scorer's unit.
         keep: how many of the final images are returned, best first.
+        batch_size: how many of the n, which go through the steps together, the denoiser is given at a
+            time; by default all. Halved, from the start again, when memory runs out.
         seeds: the first of n seeds in a row, or n seeds: of generators on the CPU.
         lam: how strongly the reward counts, from 0 (not at all: the plain batch). Below 2 it does
             little; 4 to 10 is useful.
@@ -87,24 +91,49 @@ def steer_particles(
     Raises:
         NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do.
         TypeError, ValueError: naming the argument.
-        RuntimeError: n particles do not fit into memory.
+        RuntimeError: memory runs out with one particle at a time.
     """
     seeds = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
     check_options(lam, eta, at, ess, potential)
+    batch_size = n if batch_size is None else batch_size
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
     if eta is None:
         eta = 0.0 if adds_noise(pipe.scheduler, pipe_kwargs) else ETA
     found = []
     with tqdm(total=n * len(runs), desc="particles", unit="image", disable=not progress) as bar:
         for kwargs in runs:
-            search = Search(pipe, scorers, held_out, kwargs, n, record, bar)
-            weights = Weights(lam, [weight for _, weight in scorers], potential)
-            particles = Particles(search, weights, Decoder(pipe, decode), eta, at, ess)
-            found.append(particles.run(seeds, keep))
+            search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
+
+            def particles(search: Search = search) -> Particles:
+                weights = Weights(lam, [weight for _, weight in scorers], potential)
+                return Particles(search, weights, Decoder(pipe, decode), eta, at, ess)
+
+            found.append(_that_fits(particles, search, seeds, keep))
+            batch_size = search.batch_size
             bar.update(n)
     return SearchResult.join(found, record)
+
+
+def _that_fits(
+    particles: Callable[[], Particles], search: Search, seeds: list[int], keep: int
+) -> SearchResult:
+    """A run with as many particles at a time as fit into memory."""
+    while True:
+        known = len(search.record.rows)
+        try:
+            return particles().run(seeds, keep)
+        except RuntimeError as error:
+            if search.batch_size == 1 and out_of_memory(error):
+                raise RuntimeError(
+                    "memory ran out with one particle at a time: take smaller pictures, or call "
+                    "pipe.enable_model_cpu_offload() before"
+                ) from error
+            search.halve(min(search.batch_size, len(seeds)), error)
+            del search.record.rows[known:]
 
 
 def check_options(
@@ -151,17 +180,9 @@ class Particles:
         return result
 
     def _sampled(self, seeds: list[int]) -> Samples:
-        pipe = self.search.pipe
-        with self.decoder.watching(), tap(pipe.scheduler, self._seen):
-            try:
-                found = sample(pipe, seeds, self.search.kwargs, self._on_step, self._on_start)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                raise RuntimeError(
-                    f"memory ran out: {len(seeds)} particles are sampled together; give a smaller n, "
-                    "smaller pictures, or a pipeline with pipe.enable_model_cpu_offload()"
-                ) from error
+        pipe, parts = self.search.pipe, split(self.search.pipe, len(seeds), self.search.batch_size)
+        with self.decoder.watching(), tap(pipe.scheduler, self._seen), parts:
+            found = sample(pipe, seeds, self.search.kwargs, self._on_step, self._on_start)
         if not found.steps:
             raise NotImplementedError(
                 f"{type(pipe).__name__} has no callback_on_step_end: use best_of_n or search_noise"
@@ -188,10 +209,13 @@ class Particles:
     @torch.no_grad()
     def _weighed(self, pipe: Any, latents: Tensor) -> Tensor:
         """The latents [n, ...] to go on with, resampled if the weights have become uneven."""
-        pixels, search = self.decoder(self.step.x0), self.search
-        table = search.rate(pixels, [scorer for scorer, _ in search.scorers])  # [S, n]
+        search = self.search
+        pixels = [self.decoder(x0) for x0 in self.step.x0.split(search.batch_size)]
+        scorers = [scorer for scorer, _ in search.scorers]
+        table = torch.cat([search.rate(part, scorers) for part in pixels], 1)  # [S, n]
         if search.held_out is not None:
-            self.row.held_out = search.rate(pixels, [search.held_out])[0]
+            held_out = [search.rate(part, [search.held_out])[0] for part in pixels]
+            self.row.held_out = torch.cat(held_out)
         self.row.reward = torch.tensor([weight for _, weight in search.scorers]) @ table
         self.weights.update(table)
         self.row.ess = float(effective(self.weights.log))

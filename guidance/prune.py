@@ -48,18 +48,21 @@ class Pruner:
         index = [part * self.count + i for part in range(parts) for i in self.alive]
         stale = parts * self.count
 
-        def pick(name: str, value: Any) -> Any:
-            if name in SHARED:
-                return value
-            if isinstance(value, Tensor) and value.ndim and len(value) == stale:
-                return value[torch.as_tensor(index, device=value.device)]
-            if isinstance(value, list) and len(value) == stale:
-                return [value[i] for i in index]
-            if isinstance(value, dict):
-                return {key: pick(key, each) for key, each in value.items()}
-            return value
+        shrunk = {name: picked(name, value, stale, index) for name, value in kwargs.items()}
+        return tuple(picked("", value, stale, index) for value in args), shrunk
 
-        return tuple(pick("", a) for a in args), {k: pick(k, v) for k, v in kwargs.items()}
+
+def picked(name: str, value: Any, count: int, index: Sequence[int]) -> Any:
+    """Of an argument of the denoiser, what belongs to these of `count` samples."""
+    if name in SHARED:
+        return value
+    if isinstance(value, Tensor) and value.ndim and len(value) == count:
+        return value[torch.as_tensor(index, device=value.device)]
+    if isinstance(value, list) and len(value) == count:
+        return [value[i] for i in index]
+    if isinstance(value, dict):
+        return {key: picked(key, each, count, index) for key, each in value.items()}
+    return value
 
 
 def shrink_history(scheduler: Any, shape: Sequence[int], index: Tensor) -> None:

@@ -29,6 +29,7 @@ class Row:
     held_out_gain: float | None = None
     ess: float | None = None  # of particles: effective share of them, in (0, 1], before resampling
     ancestors: list[int] | None = None  # of particles: whom each one goes on from
+    left: float | None = None  # of candidates that are pruned: the share that goes on
 
 
 @dataclass
@@ -45,19 +46,13 @@ class Record:
     def plot(self, title: str = "reward") -> Image.Image:
         """The mean reward, and the held-out one, of every measured step's preview, as a picture.
 
+        Below it, where particles were weighed or candidates dropped, what is left of them.
+
         ValueError if nothing was measured.
         """
-        from ..report.plot import plot
+        from .picture import picture
 
-        curves = {
-            name: [(i, float(value.mean())) for i, value in measured if value is not None]
-            for name, measured in (
-                ("guiding", [(i, row.reward) for i, row in enumerate(self.rows)]),
-                ("held out", [(i, row.held_out) for i, row in enumerate(self.rows)]),
-            )
-        }
-        found = {name: curve for name, curve in curves.items() if curve}
-        return plot(found, title=title, across="call of the denoiser")
+        return picture(self, title)
 
     def add(self, step: Step) -> Row:
         self.rows.append(Row(step.index, step.sigma, step.noise_ratio))

@@ -116,6 +116,7 @@ class Search:
             finally:
                 self.record.denoiser_calls += halving.calls
         self.record.survivors += halving.survivors
+        self.record.rows += halving.rows
         self.bar.update(len(seeds))
         return found
 

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from stub import Brightness
 
 from tastemaker.guidance.particles import steer_particles
+from tastemaker.guidance.picture import placed, shares
+from tastemaker.guidance.prune import denoisers
+from tastemaker.guidance.record import Row
 from tastemaker.guidance.resample import Weights, effective, renoised, spread, systematic
 from tastemaker.guidance.schedulers import Level
 from tastemaker.guidance.search import best_of_n
@@ -333,15 +336,91 @@ def test_the_pipeline_is_itself_again_also_after_an_error(case):
     assert torch.equal(steer(case, pipe=pipe).latents, steer(case).latents)
 
 
-def test_particles_that_do_not_fit_say_so():
+FAMILIES = ("SD 1.5 with DDIM", "SD 1.5 with DPM++", "SDXL", "SD3", "Flux", "Qwen-Image", "Z-Image")
+
+
+def watch(pipe, most=None):
+    """The numbers of rows that the denoiser is given; more than `most` do not fit into memory."""
+    (module,), rows = denoisers(pipe), []
+    own = module.forward
+
+    def forward(*args, **named):
+        latents = args[0] if args else next(iter(named.values()))
+        rows.append(len(latents))
+        if most is not None and len(latents) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return own(*args, **named)
+
+    module.forward = forward
+    return rows
+
+
+@pytest.mark.parametrize("case", [*FAMILIES, "Wan with UniPC"])
+def test_the_denoiser_is_given_as_many_as_it_is_told(case):
+    pipe = make(case)
+    flag = pipe.vae.use_slicing
+    rows = watch(pipe)
+    parts = steer(case, pipe=pipe, n=5, keep=5, batch_size=2)
+    once = [2, 2, 1]  # with CFG, both of its halves: in one call or in one each
+    if sum(rows) == 10 * STEPS and rows[0] == 4:
+        once = [4, 4, 2]
+    assert rows == once * (len(rows) // 3)
+    whole = steer(case, n=5, keep=5)
+    assert parts.seeds == whole.seeds and resampled(parts) == resampled(whole) != []
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.all_scores, whole.all_scores, rtol=0, atol=1e-5)
+    assert parts.record.denoiser_calls == whole.record.denoiser_calls == 5 * STEPS
+    assert pipe.vae.use_slicing == flag and "forward" not in vars(make(case).vae)
+
+
+def test_memory_that_runs_out_halves_what_is_sampled_at_a_time():
     pipe = make("SD 1.5 with DDIM")
-
-    def hungry(*args, **named):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    pipe.unet.forward = hungry
-    with pytest.raises(RuntimeError, match="4 particles are sampled together; give a smaller n"):
+    rows = watch(pipe, most=4)  # two particles with CFG
+    found = steer("SD 1.5 with DDIM", pipe=pipe, n=6, held_out=Brightness())
+    assert rows[:2] == [12, 6] and rows[2] == 2 and set(rows[2:]) == {2}
+    whole = steer("SD 1.5 with DDIM", n=6, held_out=Brightness())
+    assert found.seeds == whole.seeds and len(found.record.rows) == STEPS
+    torch.testing.assert_close(found.latents, whole.latents, rtol=1e-4, atol=1e-4)
+    watch(pipe, most=0)
+    with pytest.raises(RuntimeError, match="one particle at a time: .*enable_model_cpu_offload"):
         steer("SD 1.5 with DDIM", pipe=pipe)
+
+
+def test_what_does_not_run_out_of_memory_is_raised_as_it_is():
+    def broken(images):
+        raise RuntimeError("the scorer broke")
+
+    with pytest.raises(RuntimeError, match="^the scorer broke$"):
+        steer("SD 1.5 with DDIM", broken)
+
+
+# --- the picture -----------------------------------------------------------------------------------
+
+BLUE, ORANGE = (96, 165, 250), (251, 146, 60)
+
+
+def test_the_picture_shows_the_particles_below_the_rewards():
+    record = steer("SD 1.5 with DDIM", n=8, held_out=Brightness()).record
+    curves = shares(placed(record.rows))
+    assert list(curves) == ["effective sample size", "initial noises left"]
+    weighed = [row for row in record.rows if row.ess is not None]
+    assert curves["effective sample size"] == [(row.index, row.ess) for row in weighed]
+    left = [share for _, share in curves["initial noises left"]]
+    assert left == sorted(left, reverse=True) and 0 < left[-1] < 1
+    picture = record.plot("particles")
+    assert picture.size == (900, 740)
+    for box in ((0, 0, 900, 420), (0, 500, 900, 700)):
+        colours = {colour for _, colour in picture.crop(box).getcolors(1 << 20)}
+        assert {BLUE, ORANGE} <= colours
+
+
+def test_noises_that_are_left_of_two_runs():
+    def row(index, ancestors):
+        return Row(index, 1.0, 1.0, torch.zeros(4), ess=0.3, ancestors=ancestors)
+
+    rows = [row(1, [0, 0, 1, 1]), row(3, [0, 1, 0, 1]), row(1, None), row(3, [2, 2, 2, 2])]
+    points = shares(placed(rows))["initial noises left"]
+    assert points == [(0, 0.5), (1, 0.25), (2, 1.0), (3, 0.25)]
 
 
 def test_an_unknown_scheduler_is_named():
@@ -359,6 +438,7 @@ def test_an_unknown_scheduler_is_named():
         (dict(eta=1.5), "eta must be in"),
         (dict(ess=2.0), "ess must be in"),
         (dict(at=[1.0]), "at must be shares"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
         (dict(potential="sum"), "potential must be one of difference, max"),
         (dict(pipe_kwargs=dict(latents=torch.zeros(1))), "leave latents to the search"),
     ],

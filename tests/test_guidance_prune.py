@@ -100,6 +100,17 @@ def test_the_dropped_have_no_score_and_the_kept_are_the_best_of_the_rest():
     assert sorted(result.seeds) == sorted(alive)
 
 
+def test_the_picture_shows_who_is_left():
+    record = search("SD 1.5", batch_size=3).record
+    assert [(row.index, row.left, len(row.reward)) for row in record.rows] == [
+        (1, 0.5, 8),
+        (3, 0.25, 4),
+    ]
+    picture = record.plot("pruned")
+    assert picture.size == (900, 740)
+    assert (96, 165, 250) in {c for _, c in picture.crop((0, 500, 900, 700)).getcolors(1 << 20)}
+
+
 def test_a_good_preview_finds_the_same_best():
     whole = search("SD 1.5", n=8, keep=1, prune=None)
     pruned = search("SD 1.5", n=8, keep=1, prune=[(0.7, 0.5)])
