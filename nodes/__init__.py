@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .best_of_n import BestOfN
 from .cascade import CascadeSelect
 from .compare import CompareImages
+from .embedded import EmbeddedGenerator
 from .ensemble import EnsembleScorers
 from .folders import register_folder
 from .gate import ScoreGate, register_routes
@@ -42,6 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
     BestOfN,
     SearchNoise,
     ParticleSampler,
+    EmbeddedGenerator,
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +191,19 @@ def managed(
     if dtype == "auto":
         dtype = "float32" if mm.is_device_cpu(mm.get_torch_device()) else "checkpoint"
     key = (str(name), signature, dtype, *sorted(options.items()))
+    offload = mm.text_encoder_offload_device()
+    weights = shared(key, lambda: load_scorer(name, device=offload, dtype=dtype, **options))
+    return ManagedScorer(weights.scorer.with_task(task), [weights])
+
+
+def shared(key: tuple, load: Callable[[], Scorer]) -> Weights:
+    """The weights that are known under this key; loaded where they are not."""
     with _lock:
         weights = _known.get(key)
         if weights is None:
             with torch.inference_mode(False):
-                offload = mm.text_encoder_offload_device()
-                scorer = load_scorer(name, device=offload, dtype=dtype, **options)
-                weights = _known[key] = Weights(scorer)
-    return ManagedScorer(weights.scorer.with_task(task), [weights])
+                weights = _known[key] = Weights(load())
+    return weights
 
 
 def make_normal(module: nn.Module) -> None:

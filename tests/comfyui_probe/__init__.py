@@ -14,6 +14,7 @@ ProbeVAE    {}               -> VAE: a TAESD with random weights, made under inf
 ProbeLoaded {"after": link} -> a list: the classes of the models that lie on the device by then.
 ProbeBatches {"model": link} -> MODEL that remembers the batches that it is called with; ProbeSeen
     {"model": link, "after": link} -> a list of them: images at a time, CFG's second half not counted.
+ProbeImported {"name": "x", "after": link} -> whether the server has imported the module x by then.
 ProbeDump   {"name": "x", "value": link} -> output/x.json: what came along the wire, a list of
     `summary`s. A value that was blocked leaves no file.
 
@@ -24,6 +25,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 
 import comfy.model_base
 import comfy.model_management as mm
@@ -219,6 +221,19 @@ class ProbeSeen:
         return (list(model.get_attachment("probe_batches")),)
 
 
+class ProbeImported:
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"name": ("STRING", {}), "after": (ANY, {})}}
+    )
+    IS_CHANGED = classmethod(lambda cls, name, after: float("nan"))
+    RETURN_TYPES = (ANY,)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self, name, after):
+        return (name in sys.modules,)
+
+
 class ProbeDump:
     INPUT_TYPES = classmethod(
         lambda cls: {"required": {"name": ("STRING", {}), "value": (ANY, {})}}
@@ -269,6 +284,7 @@ def read(name):
 
 PROBES = (
     *(ProbeImages, ProbeLatent, ProbeMasks, ProbeList),
-    *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeBatches, ProbeSeen, ProbeDump),
+    *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeBatches, ProbeSeen),
+    *(ProbeImported, ProbeDump),
 )
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in PROBES}
