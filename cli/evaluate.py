@@ -54,6 +54,9 @@ TABLES = {"weighted": "as if the pairs had been drawn at random"}
     type=click.Choice(["train", "test", "all"]),
     help="Which comparisons. [default: test, where the file sets some apart]",
 )
+@click.option(
+    "--unseen", is_flag=True, help="Only comparisons of images that SCORER was not trained on."
+)
 @click.option("--voter", help="Of a store of votes: whose.")
 @click.option("--tau", type=float, help="Score difference that makes the odds e to 1.")
 @click.option("--calibration", type=EXISTING_FILE, help="From tastemaker calibrate --pairs.")
@@ -120,7 +123,7 @@ def _how(given: dict[str, Any]) -> How:
 
 def _check(given: dict[str, Any], pairs: bool) -> None:
     """Raises click.UsageError for options that go with the other kind of file."""
-    of_pairs = ("part", "voter", "tau", "calibration", "distance_by")
+    of_pairs = ("part", "unseen", "voter", "tau", "calibration", "distance_by")
     of_ratings = ("image_column", "score_column", "root", "lower_is_better")
     for name in of_ratings if pairs else of_pairs:
         if given[name] not in (None, False):

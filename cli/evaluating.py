@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
 
 from .options import ScorerOptions, load_from_options, with_scorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..preferences.comparisons import Comparisons
     from ..preferences.evaluation import Measured
     from .scoring import Scores
 
@@ -27,6 +30,7 @@ class How(NamedTuple):
     columns: Mapping[str, Any]  # of `read_ratings`
     journal: Path | None
     retry_errors: bool
+    unseen: bool
     bootstrap: Mapping[str, int]  # rounds, seed
 
 
@@ -48,6 +52,8 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     from .judged import read_part, scores_of_images
 
     comparisons, called = read_part(file, how.part, how.voter)
+    comparisons, trained = _without_training(comparisons, options, how.unseen)
+    called += ", unseen images" if how.unseen else ""
     scores = scores_of_images(comparisons.images, options, how.journal, how.retry_errors)
     known = {row.path: row.score for row in scores.rows}
     kept, difference = differences(known, comparisons)
@@ -67,6 +73,7 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     details = {
         **{"comparisons": len(found.p), "ties": found.ties, "images": found.images},
         **{"left_out": found.left_out, "ranked": found.ranked, "tau": tau, "tau_source": source},
+        "trained_on": trained,
         "calibration": [b._asdict() for b in found.calibration],
         "by_distance": found.by_distance,
     }
@@ -86,6 +93,9 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     from .judged import scores_of_images
 
     ratings = read_ratings(file, **how.columns)
+    trained = _trained_on(ratings.images, options)
+    if trained:
+        _warn(len(trained), f"of {len(ratings.images)} images are those that", options)
     scores = scores_of_images(ratings.images, options, how.journal, how.retry_errors)
     known = {row.path: row.score for row in scores.rows}
     found = evaluate_ratings(known, ratings, **how.bootstrap)
@@ -98,11 +108,49 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
         lines.append(f"left out: {found.left_out} images without a score")
     details = {
         **{"images": len(found.scores), "ratings": ratings.rows, "left_out": found.left_out},
-        **{"columns": ratings.columns, "logistic": found.curve},
+        **{"columns": ratings.columns, "logistic": found.curve, "trained_on": len(trained)},
     }
     plot = ratings_plot(found.scores, found.values, found.curve, scores.name, column)
     images = [path for path in ratings.images if path in known]
     return Evaluated(lines, {"": found.metrics}, details, {"ratings": plot}, images, scores)
+
+
+def _without_training(
+    comparisons: Comparisons, options: ScorerOptions, unseen: bool
+) -> tuple[Comparisons, int]:
+    """The comparisons, and of how many the scorer was trained on an image: with `unseen`, without
+    those; else a warning counts them."""
+    trained = _trained_on(comparisons.images, options)
+    own = [left in trained or right in trained for left, right, _ in comparisons.rows()]
+    if unseen:
+        kept = [i for i, known in enumerate(own) if not known]
+        if not kept:
+            raise ValueError(
+                f"--unseen leaves nothing: {options.scorer} was trained on images of all "
+                f"{len(own)} comparisons"
+            )
+        return comparisons.take(comparisons.pairs.new_tensor(kept)), 0
+    if any(own):
+        advice = "; --unseen leaves those out"
+        _warn(sum(own), f"of {len(own)} comparisons are of images that", options, advice)
+    return comparisons, sum(own)
+
+
+def _trained_on(images: Iterable[Path], options: ScorerOptions) -> set[Path]:
+    """Those of the images that the scorer's own folder says it was trained on."""
+    from ..preferences.embeddings import content_of
+    from ..scorers.load import NAMES
+    from ..scorers.personal_files import read_trained_on
+
+    known = frozenset() if options.scorer in NAMES else read_trained_on(options.scorer)
+    return {path for path in images if known and path.is_file() and content_of(path) in known}
+
+
+def _warn(count: int, of: str, options: ScorerOptions, advice: str = "") -> None:
+    click.echo(
+        f"Warning: {count} {of} {options.scorer} was trained on, which flatters it{advice}",
+        err=True,
+    )
 
 
 def _tau(scores: Scores, how: How, difference: Any, p: Any) -> tuple[float | None, str]:

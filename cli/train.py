@@ -11,6 +11,10 @@ import click
 from .options import EXISTING_FILE
 
 SHOWN = ("accuracy", "nll", "auc", "brier", "ece")
+HEADINGS = {
+    "held_out": "{} held-out comparisons of images that were not trained on",
+    "cross_validated": "nothing was held out; cross-validation of {} comparisons",
+}
 
 
 @click.command("train")
@@ -29,7 +33,7 @@ SHOWN = ("accuracy", "nll", "auc", "brier", "ece")
     type=click.FloatRange(0, 1, max_open=True),
     default=0.1,
     show_default=True,
-    help="Held out to measure, where the file has no test part of its own. 0 measures nothing.",
+    help="Held out to measure, where the file has no test part of its own. 0: cross-validation.",
 )
 @click.option("--full", is_flag=True, help="Train every weight, not the head alone: for thousands.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out.")
@@ -61,11 +65,7 @@ def command(
             **dict(test_fraction=test_fraction, name=name, seed=seed, device=device),
             overwrite=overwrite,
         )
-        metrics, notes = made.metrics, made.notes
-        if made.dropped:
-            notes = [*notes, f"{made.dropped} comparisons between both parts were left out"]
-        if made.penalty == float("inf"):
-            notes = [*notes, "the comparisons say no more than the base does: its order is kept"]
+        metrics, notes = made.metrics, made.remarks()
     for note in notes:
         click.echo(f"note: {note}")
     _print(metrics)
@@ -77,20 +77,28 @@ def _full(pairs, base, out, name, test_fraction, seed, device):
     from ..preferences.finetune import finetune
     from ..preferences.train import prepared
     from ..scorers import load_scorer
+    from ..scorers.personal import check_base
 
+    check_base(base)
     kept, held, _, notes = prepared(pairs, None, test_fraction, seed)
     scorer = load_scorer(base, device=device)
     return finetune(scorer, kept, held, out, name=name, seed=seed).said.get("metrics", {}), notes
 
 
 def _print(metrics: Mapping[str, Any]) -> None:
-    """The held-out metrics, beside the base's."""
-    if not metrics:
+    """The metrics, beside the base's, with the intervals that there are."""
+    from ..preferences.trained import measured_part
+
+    kind = measured_part(metrics)
+    if kind is None:
         click.echo("nothing was held out, so nothing was measured")
         return
-    after, before = metrics["held_out"], metrics["base"]
-    click.echo(f"{after['decided']} held-out comparisons of images that were not trained on:")
-    click.echo(f"  {'':<10}{'base':>8}{'yours':>8}")
+    after, before = metrics[kind], metrics["base"]
+    click.echo(f"{HEADINGS[kind].format(after['decided'])}:")
+    click.echo(f"  {'':<10}{'base':>8}{'yours':>8}   {'95 % interval':<18}".rstrip())
     for name in SHOWN:
-        if after.get(name) is not None and before.get(name) is not None:
-            click.echo(f"  {name:<10}{before[name]:8.3f}{after[name]:8.3f}")
+        if after.get(name) is not None:
+            base = f"{before[name]:8.3f}" if before.get(name) is not None else f"{'':>8}"
+            low, high = after.get("intervals", {}).get(name, (None, None))
+            interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+            click.echo(f"  {name:<10}{base}{after[name]:8.3f}   {interval}".rstrip())

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from ..scorers.home import home
 from ..scorers.personal import features_of, require_features
 from ..scorers.stream import score_stream
 
+Progress = Callable[[int, int], None]  # how many are done, of how many
 FLUSH_SECONDS, FLUSH_ROWS = 1.0, 64  # what a kill can cost
 
 _TABLES = """
@@ -40,7 +41,7 @@ def embed_images(
     paths: Sequence[str | os.PathLike],
     cache: bool | str | os.PathLike = True,
     batch_size: int | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> Tensor:
     """Embeds picture files, [N, D] float32 on the CPU, in order.
 
@@ -51,7 +52,8 @@ def embed_images(
         cache: where embeddings are kept: True for the user's own folder, a folder, or False for
             nowhere. A file that was hashed is known again by its path, size and time.
         batch_size: as in `Scorer.score`.
-        progress: show a progress bar.
+        progress: show a progress bar; or what is called after each picture that was not known.
+            Whatever it raises ends the work, and what was embedded is kept.
 
     Raises:
         ValueError: the scorer has no embedding.
@@ -80,10 +82,10 @@ def cache_path(scorer: Scorer, folder: str | os.PathLike | None = None) -> Path:
 
 
 def _embed_cached(
-    scorer: Scorer, paths: Sequence, path: Path, batch_size: int | None, progress: bool
+    scorer: Scorer, paths: Sequence, path: Path, batch_size: int | None, progress: bool | Progress
 ) -> Tensor:
     with EmbeddingCache(path) as kept:
-        contents = kept.contents(paths, progress)
+        contents = kept.contents(paths, progress is True)
         missing = {c: path for c, path in zip(contents, paths, strict=True) if c not in kept}
         for content, value in _embed(scorer, missing, batch_size, progress):
             kept.add(content, value)
@@ -190,13 +192,16 @@ class _Embedder:
 
 
 def _embed(
-    scorer: Scorer, pictures: dict, batch_size: int | None, progress: bool
+    scorer: Scorer, pictures: dict, batch_size: int | None, progress: bool | Progress
 ) -> Iterator[tuple[bytes | int, Tensor]]:
     """(key, embedding [D]) of the files in `pictures` (by key), in order."""
     stream = score_stream(_Embedder(scorer), list(pictures.values()), batch_size, "raise")
-    bar = tqdm(stream, total=len(pictures), unit="image", desc="embedding", disable=not progress)
-    for key, scored in zip(pictures, bar, strict=True):
+    total, shown = len(pictures), progress is True
+    bar = tqdm(stream, total=total, unit="image", desc="embedding", disable=not shown)
+    for done, (key, scored) in enumerate(zip(pictures, bar, strict=True), 1):
         yield key, scored.score
+        if callable(progress):
+            progress(done, total)
 
 
 def _stacked(values: list[Tensor]) -> Tensor:

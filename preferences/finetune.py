@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,9 +32,11 @@ from ..scorers.joyquality import JoyQuality
 from ..scorers.joyquality_save import hub_checkpoint
 from ..scorers.load import load_scorer
 from ..scorers.nano import NanoScorer
+from ..scorers.personal_files import write_trained_on
 from .batches import batch_loss, batches, held_out_loss, scores_of_files
 from .comparisons import Comparisons
-from .metrics import pair_metrics
+from .embeddings import content_of
+from .evaluation import card_metrics
 from .trainer import Log, Recipe, fit
 
 CHECKPOINTS = "training"  # folder below the result's, gone when training is done
@@ -141,6 +142,7 @@ def finetune(
             "data": data_entry(train, test),
             **({} if test is None else _measured(scorer, model, test, 2 * batch)),
             "training": {**asdict(recipe), "batch": batch, "seed": seed, "log": asdict(log)},
+            "trained_on": write_trained_on(out, map(content_of, train.images)),
         }
     save_scorer(model, out, said)
     shutil.rmtree(out / CHECKPOINTS)
@@ -167,11 +169,9 @@ def _measured(base: Scorer, model: Scorer, test: Comparisons, together: int) -> 
     return {"metrics": {"held_out": after, "base": before}, "calibration": calibration}
 
 
-def _metrics(scores: Tensor, test: Comparisons) -> dict[str, float | int | None]:
+def _metrics(scores: Tensor, test: Comparisons) -> dict[str, Any]:
     left, right = scores[test.pairs].unbind(1)
-    found = pair_metrics((left - right).numpy(), test.p.numpy())
-    counts = {"comparisons": len(test), "decided": int((test.p != 0.5).sum())}
-    return {k: float(v) if math.isfinite(v) else None for k, v in found.items()} | counts
+    return card_metrics((left - right).numpy(), test.p.numpy(), test.pairs.numpy())
 
 
 def data_entry(train: Comparisons, test: Comparisons | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,29 @@ from ..ranking import Calibration
 from ..scorers import load_scorer
 from ..scorers.base import Scorer
 from ..scorers.calibration import own_tau
-from ..scorers.checkpoint import read_config, write_checkpoint
-from ..scorers.personal import base_entry, head_state, require_features, score_features
+from ..scorers.checkpoint import read_config
+from ..scorers.personal import (
+    PersonalScorer,
+    base_entry,
+    check_base,
+    head_state,
+    require_features,
+    score_features,
+)
+from ..scorers.personal_files import is_free, read_trained_on, write_personal
 from .comparisons import Comparisons, read_comparisons
-from .embeddings import embed_images
+from .embeddings import Progress, content_of, embed_images
+from .evaluation import card_metrics
 from .finetune import data_entry
-from .metrics import pair_metrics, verdicts
 from .problems import first_copies, problems, without
 from .split import split
 from .taste import Taste, fit_taste
+from .trained import Trained
+
+SAME = "same"
 
 
-@dataclass
-class Trained:
-    """What `train` made.
-
-    Attributes:
-        scorer: opened from `folder`, as `load_scorer(folder)` opens it.
-        metrics: of the held-out comparisons: "held_out" of this scorer, "base" of its base.
-        penalty: the weight that cross-validation chose; infinite leaves the base's own order.
-        dropped: comparisons between images of both parts, which were left out.
-        notes: what was noticed about the comparisons, a line each.
-    """
-
-    scorer: Scorer
-    folder: Path
-    metrics: dict[str, Any]
-    penalty: float
-    dropped: int
-    notes: list[str]
-
-
+@torch.inference_mode(False)
 def train(
     comparisons: Comparisons | str | os.PathLike,
     base: str | os.PathLike = "nano",
@@ -55,57 +47,97 @@ def train(
     name: str | None = None,
     seed: int = 0,
     device: str | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
+    overwrite: bool | str = False,
+    load: Callable[[Sequence[Path]], Scorer] | None = None,
+    progress: bool | Progress = True,
 ) -> Trained:
     """Fits a personal head to comparisons and writes it to the folder `out`.
 
-    The held-out part only measures; images that it shares with the rest are taken out of it.
+    The held-out part only measures; images that it shares with the rest are taken out of it. Where
+    nothing is held out, cross-validation measures.
 
     Args:
         comparisons: or a file of them: JSON, CSV, or a store of votes.
         base: a scorer with an embedding: a name, a folder or a hub id.
         test: comparisons to hold out; by default the file's own, else `test_fraction` of all.
-        test_fraction: in [0, 1); 0 holds nothing out, and nothing is measured.
+        test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
-        overwrite: replace the personal scorer that `out` holds.
+        overwrite: replace the personal scorer that `out` holds; "same": only if it was made of the
+            same comparisons and base.
+        load: loads the base, given the images that it will see; by default `load_scorer`, on `device`.
+        progress: as `embed_images` takes it.
 
     Raises:
         ValueError: too few comparisons, images that are missing, a base without an embedding.
         FileExistsError: `out` holds something already.
     """
     folder = Path(out).absolute()
+    check_base(base)
     _check_free(folder, overwrite)
     kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed)
-    scorer = load_scorer(base, device=device)
+    images = [*kept.images, *(held.images if held else ())]
+    scorer = load(images) if load else load_scorer(base, device=device)
     require_features(scorer)
-    embedded = embed_images(scorer, kept.images, progress=progress)
-    scores = base_scores(scorer, embedded)
-    taste = fit_taste(embedded, scores, kept, unit=own_tau(scorer.card), seed=seed)
-    metrics, calibration = _measured(scorer, taste, held, progress)
     entry = {
         "tastemaker": "personal",
         "name": name or folder.name,
         "base": base_entry(base, scorer.card),
         "data": data_entry(kept, held),
+    }
+    _check_bases(folder, scorer, entry["base"])
+    if overwrite == SAME:
+        _check_same(folder, entry)
+    embedded = embed_images(scorer, images, progress=progress)
+    scores, n = base_scores(scorer, embedded), len(kept.images)
+    taste = fit_taste(embedded[:n], scores[:n], kept, unit=own_tau(scorer.card), seed=seed)
+    if held:
+        measured = _held_out(scorer, taste, embedded[n:], scores[n:], held)
+    else:
+        measured = _cross_validated(scorer, taste, scores, kept)
+    metrics, calibration, difference, p = measured
+    state = head_state(taste.weight, taste.center, taste.gain, taste.bias)
+    entry |= {
         "metrics": metrics,
         "calibration": calibration,
         "training": {"penalty": str(taste.chosen.penalty), "seed": seed},
     }
-    state = head_state(taste.weight, taste.center, taste.gain, taste.bias)
-    write_checkpoint(folder, entry, state)
-    made = load_scorer(folder, device=device)
-    return Trained(made, folder, metrics, taste.chosen.penalty, dropped, notes)
+    seen = read_trained_on(base) | {content_of(image) for image in kept.images}
+    made = PersonalScorer(scorer, state, write_personal(folder, entry, state, seen))
+    about = (metrics, taste.chosen.penalty, dropped, notes)
+    return Trained(made, folder, *about, difference.numpy(), p.numpy())
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def _check_free(folder: Path, overwrite: bool | str) -> None:
     """FileExistsError unless the folder is new, empty, or a personal scorer's to be overwritten."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_free(folder):
         return
     if not overwrite:
         raise FileExistsError(f"{folder} holds something already: choose another, or overwrite it")
     if read_config(folder).get("tastemaker") != "personal":
         raise FileExistsError(f"{folder} holds no personal scorer, so it is not overwritten")
+
+
+def _check_same(folder: Path, entry: dict[str, Any]) -> None:
+    """FileExistsError if the folder holds what was made of something else."""
+    if is_free(folder):
+        return
+    there = read_config(folder)
+    if any(there.get(key) != value for key, value in entry.items()):
+        raise FileExistsError(
+            f"{folder} was made of other comparisons or another base: choose another name, or "
+            "overwrite it"
+        )
+
+
+def _check_bases(folder: Path, scorer: Scorer, said: dict[str, Any]) -> None:
+    """ValueError if the folder is that of the base, or of what the base rests on."""
+    while True:
+        where = said["load"]
+        if os.path.isabs(where) and os.path.realpath(where) == os.path.realpath(folder):
+            raise ValueError(f"{folder} is what the base rests on: write to another folder")
+        if not isinstance(scorer, PersonalScorer):
+            return
+        scorer, said = scorer.base, scorer.config["base"]
 
 
 def prepared(
@@ -137,8 +169,19 @@ def prepared(
         test = without(comparisons, test)
         dropped -= len(test)
     elif test_fraction:
-        comparisons, test, dropped = split(comparisons, test_fraction, seed)
+        comparisons, test, dropped = _split(comparisons, test_fraction, seed)
     return comparisons, test if test is not None and len(test) else None, dropped, lines
+
+
+def _split(
+    comparisons: Comparisons, fraction: float, seed: int
+) -> tuple[Comparisons, Comparisons, int]:
+    try:
+        return split(comparisons, fraction, seed)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; or hold nothing out (--test-fraction 0), and cross-validation measures"
+        ) from None
 
 
 @torch.no_grad()
@@ -148,26 +191,40 @@ def base_scores(scorer: Scorer, embedded: Tensor) -> Tensor:
     return torch.cat(parts).double().cpu()
 
 
-def _measured(
-    scorer: Scorer, taste: Taste, held: Comparisons | None, progress: bool
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Metrics of the held-out comparisons, the base's too, and the calibration for ranks."""
-    if held is None:
-        return {}, None
-    embedded = embed_images(scorer, held.images, progress=progress)
-    before = base_scores(scorer, embedded)
-    after = taste(embedded, before)
-    metrics = {"held_out": _metrics(after, held), "base": _metrics(before, held)}
+Measured = tuple[dict[str, Any], dict[str, float] | None, Tensor, Tensor]
+
+
+def _held_out(
+    scorer: Scorer, taste: Taste, embedded: Tensor, scores: Tensor, held: Comparisons
+) -> Measured:
+    """Metrics of the held-out comparisons, the base's too; the calibration for ranks; the
+    differences [P] of the held-out scores, and p [P]."""
+    after = taste(embedded, scores)
+    difference, before = (_difference(each, held) for each in (after, scores))
+    metrics = {
+        "held_out": card_metrics(difference, held.p, held.pairs),
+        "base": card_metrics(before, held.p, held.pairs, tau=own_tau(scorer.card)),
+    }
     try:
         calibration = Calibration.fit(after.float(), held.pairs, held.p).to_dict()
     except ValueError:  # the comparisons say nothing about it, or never contradict the scores
         calibration = None
-    return metrics, calibration
+    return metrics, calibration, difference, held.p
 
 
-def _metrics(scores: Tensor, held: Comparisons) -> dict[str, Any]:
-    left, right = held.pairs.T
-    difference = (scores[left] - scores[right]).numpy()
-    found = {k: float(v) for k, v in pair_metrics(difference, held.p.numpy()).items()}
-    decided = int(verdicts(difference, held.p.numpy()).decided.sum())
-    return {k: v for k, v in found.items() if v == v} | {"decided": decided}
+def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Comparisons) -> Measured:
+    """The same by cross-validation, each fold's from what was fitted without its images."""
+    difference, p = taste.chosen.difference, taste.chosen.p
+    if not len(p):
+        return {}, None, difference, p
+    before = card_metrics(_difference(scores, kept), kept.p, kept.pairs, tau=own_tau(scorer.card))
+    # Several times over where there are few: the numbers are those of the comparisons themselves.
+    counts = {name: before[name] for name in ("comparisons", "decided")}
+    metrics = {"cross_validated": card_metrics(difference, p) | counts, "base": before}
+    return metrics, None, difference, p
+
+
+def _difference(scores: Tensor, comparisons: Comparisons) -> Tensor:
+    """Left minus right [P] of scores [N]."""
+    left, right = comparisons.pairs.T
+    return scores[left] - scores[right]

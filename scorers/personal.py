@@ -19,11 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from .base import Scorer, ScorerCard, differences, working_precision
-from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
+from .checkpoint import load_exactly, read_config, weights_digest
 from .nano import NanoScorer
+from .personal_files import read_head
+from .tuned import summary
 
 # What of the base must be as it was trained on; precision, kernels and revision may differ.
 CHECKED = ("scorer", "task", "weights", "preprocessing")
+NO_BASE = (
+    "has no embedding to learn a taste on: take nano, joyquality, any SigLIP fine-tune, rali, or a "
+    "personal scorer as the base"
+)
 
 
 class PersonalScorer(Scorer):
@@ -96,7 +102,7 @@ class PersonalScorer(Scorer):
             task=base.task,
             tasks=(base.task,),
             capabilities=("embed", "score_video", "differentiable", "win_probability"),
-            limits=f"{_summary(self.config)} Judges only by what {base.name} sees: {base.limits}",
+            limits=f"{summary(self.config)} Judges only by what {base.name} sees: {base.limits}",
             out_of_scope=base.out_of_scope,
             fingerprint={
                 "weights": self._digest,
@@ -132,10 +138,20 @@ def require_features(scorer: Scorer) -> None:
     if "embed" not in scorer.card.capabilities or not isinstance(
         getattr(scorer, "head", None), nn.Module
     ):
-        raise ValueError(
-            f"{scorer.card.name} has no embedding to learn a taste on: "
-            "take nano, joyquality, any SigLIP fine-tune, rali, or a personal scorer as the base"
-        )
+        raise ValueError(f"{scorer.card.name} {NO_BASE}")
+
+
+def check_base(name_or_path: str | Path) -> None:
+    """Raises ValueError for a Q-ReAlign, which is no base, before any of it is fetched or loaded."""
+    from .load import HUB_IDS, KINDS
+
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    known = [key for pair in HUB_IDS.items() for key in pair if pair[0].startswith("q-realign")]
+    if name not in known and (path / "config.json").is_file():
+        config = read_config(path)
+        known = [name] if KINDS.get(config.get("model_type")) == "q-realign" else []
+    if name in known:
+        raise ValueError(f"{name} {NO_BASE}")
 
 
 def features_of(scorer: Scorer, x: Tensor) -> Tensor:
@@ -175,7 +191,7 @@ def load_personal(
     """Loads the folder that `preferences.train` wrote, and the base that it names.
 
     Args:
-        path: folder with config.json and model.safetensors.
+        path: folder with config.json and the head.
         revision: for the card.
         task: that of the base.
         device: where it runs.
@@ -189,10 +205,11 @@ def load_personal(
     """
     from .load import load_scorer
 
-    config, state = read_config(path), read_weights(weight_files(path))
+    config = read_config(path)
     said = config.get("base")
     if not isinstance(said, dict) or not isinstance(config.get("name"), str):
         raise ValueError(f"{path / 'config.json'} is no personal scorer's: it names no base")
+    state = read_head(path, config)
     found = load_scorer(
         base or _find(said, path),
         task=task,
@@ -238,12 +255,3 @@ def _find(said: Mapping[str, Any], folder: Path) -> str:
     return (
         str(beside) if os.path.isabs(name) and not Path(name).exists() and beside.exists() else name
     )
-
-
-def _summary(config: Mapping[str, Any]) -> str:
-    data, metrics = config.get("data") or {}, config.get("metrics") or {}
-    text = f"One taste, from {data.get('comparisons', '?')} comparisons of {data.get('images', '?')} images"
-    held_out = metrics.get("held_out") or {}
-    if held_out.get("accuracy") is not None:
-        text += f"; right in {held_out['accuracy']:.1%} of {held_out['decided']} that it never saw"
-    return f"{text}. A number means something only against other scores of the same scorer."

@@ -1,8 +1,9 @@
-"""The card of a scorer that was fine-tuned whole: its config.json says on what, and how well.
+"""What the card of a scorer of one's own says: on what it was trained, and how well.
 
-`preferences.finetune` writes a folder of the base's own kind, with one more entry in config.json:
+A personal head has a folder of its own kind (`personal_files`). For a scorer that was fine-tuned
+whole, `preferences.finetune` writes one of the base's kind, with one more entry in config.json:
 
-    "personal": {"name", "base", "data", "metrics", "calibration", "training"}
+    "personal": {"name", "base", "data", "metrics", "calibration", "training", "trained_on"}
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from .base import ScorerCard
+
+MEASURED = {"held_out": "{} that it never saw", "cross_validated": "{} in cross-validation"}
 
 
 def tuned_card(card: ScorerCard, config: Mapping[str, Any]) -> ScorerCard:
@@ -34,7 +37,9 @@ def summary(said: Mapping[str, Any]) -> str:
     data, metrics = said.get("data") or {}, said.get("metrics") or {}
     count, images = (data.get(name, "?") for name in ("comparisons", "images"))
     text = f"One taste, from {count} comparisons of {images} images"
-    held_out = metrics.get("held_out") or {}
-    if isinstance(held_out.get("accuracy"), float):
-        text += f"; right in {held_out['accuracy']:.1%} of {held_out['decided']} that it never saw"
+    for part, of in MEASURED.items():
+        found = metrics.get(part) or {}
+        if isinstance(found.get("accuracy"), float):
+            text += f"; right in {found['accuracy']:.1%} of {of.format(found['decided'])}"
+            break
     return f"{text}. A number means something only against other scores of the same scorer."

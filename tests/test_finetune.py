@@ -32,10 +32,12 @@ from tastemaker.preferences.batches import (
     scores_of,
 )
 from tastemaker.preferences.comparisons import Comparisons
+from tastemaker.preferences.embeddings import content_of
 from tastemaker.preferences.finetune import finetune, float32_heads
 from tastemaker.preferences.trainer import CHECKPOINT
 from tastemaker.ranking.calibrated import fit_tau
 from tastemaker.scorers import load_scorer, resize
+from tastemaker.scorers.personal_files import read_trained_on
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((64, 64), (48, 80), (70, 64))
@@ -132,7 +134,9 @@ def test_the_folder_opens_like_any_other(base, data, tmp_path, request):
     base = request.getfixturevalue(base)
     result = quick(base, train, test, tmp_path, batch=2)
     again = load_scorer(tmp_path, device="cpu")
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    kept = {"config.json", "model.safetensors", result.said["trained_on"]}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+    assert read_trained_on(tmp_path) == {content_of(image) for image in train.images}
     images = list(test.images)
     torch.testing.assert_close(again.score(images), result.scorer.score(images), atol=0, rtol=0)
     assert again.card.fingerprint_id != base.card.fingerprint_id

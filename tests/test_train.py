@@ -16,6 +16,7 @@ from tastemaker.preferences import Comparisons, train, write_comparisons
 from tastemaker.preferences.embeddings import embed_images
 from tastemaker.scorers import load_scorer
 from tastemaker.scorers.checkpoint import write_checkpoint
+from tastemaker.scorers.personal_files import read_trained_on
 from tastemaker.scorers.rali_convert import convert_rali
 
 
@@ -52,6 +53,9 @@ def test_it_learns_what_its_owner_likes(compared, tmp_path):
     scores = load_scorer(tmp_path / "taste").score(comparisons.images)
     assert torch.corrcoef(torch.stack([scores, taste]))[0, 1] > 0.9
     assert torch.equal(scores, made.scorer.score(comparisons.images))
+    assert load_scorer(tmp_path / "taste").card == made.scorer.card
+    low, high = after["intervals"]["accuracy"]
+    assert low < after["accuracy"] <= high <= 1
 
 
 def test_the_same_comparisons_make_the_same_scorer(compared, tmp_path):
@@ -65,7 +69,7 @@ def test_the_same_comparisons_make_the_same_scorer(compared, tmp_path):
 def test_a_test_of_ones_own_loses_what_was_trained_on(compared, tmp_path):
     comparisons, _ = compared
     made = train(comparisons, out=tmp_path / "taste", test=comparisons, progress=False)
-    assert made.metrics == {} and made.dropped == len(comparisons)
+    assert "held_out" not in made.metrics and made.dropped == len(comparisons)
     assert any("trained on as well" in note for note in made.notes)
 
 
@@ -92,7 +96,7 @@ def test_a_copy_of_a_picture_that_was_trained_on_tests_nothing(compared, tmp_pat
         shutil.copy(image, copy)
     test = Comparisons(tuple(copies), comparisons.pairs, comparisons.p)
     made = train(comparisons, out=tmp_path / "taste", test=test, progress=False)
-    assert made.metrics == {} and made.dropped == len(test)
+    assert "held_out" not in made.metrics and made.dropped == len(test)
     assert any("48 copies of others" in note for note in made.notes)
 
 
@@ -125,7 +129,8 @@ def test_it_learns_on_the_features_of_towers(compared, tmp_path, kind):
     made = train(liked, tmp_path / kind, tmp_path / "taste", test_fraction=0, progress=False)
     scores = load_scorer(tmp_path / "taste").score(comparisons.images)
     assert torch.corrcoef(torch.stack([scores, taste]))[0, 1] > 0.8
-    assert made.scorer.card.name == "taste" and made.metrics == {}
+    assert made.scorer.card.name == "taste"
+    assert made.metrics["cross_validated"]["accuracy"] > made.metrics["base"]["accuracy"]
 
 
 def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
@@ -134,3 +139,113 @@ def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
     with pytest.raises(ValueError, match="1 missing: .*gone.png"):
         train(Comparisons(gone, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
+
+
+def test_with_nothing_held_out_cross_validation_measures(compared, tmp_path):
+    comparisons, _ = compared
+    made = train(comparisons, out=tmp_path / "taste", test_fraction=0, progress=False)
+    found = made.metrics["cross_validated"]
+    assert found["accuracy"] > 0.9 and found["decided"] == len(comparisons)
+    limits = load_scorer(tmp_path / "taste").card.limits
+    assert f"right in {found['accuracy']:.1%} of 240 in cross-validation" in limits
+    assert any("by cross-validation, since nothing was held out" in line for line in made.lines())
+    write_comparisons(tmp_path / "pairs.csv", comparisons)
+    arguments = ["train", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "b")]
+    result = CliRunner().invoke(main, [*arguments, "--test-fraction", "0"])
+    assert "nothing was held out; cross-validation of 240 comparisons:" in result.stdout
+    said = json.loads((tmp_path / "b" / "config.json").read_text(encoding="utf-8"))["metrics"]
+    assert f"{said['cross_validated']['accuracy']:8.3f}\n" in result.stdout
+
+
+def test_too_few_to_hold_out_says_what_to_do(compared, tmp_path):
+    comparisons, _ = compared
+    one = comparisons.take(torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"cannot be divided .* \(--test-fraction 0\)"):
+        train(one, out=tmp_path / "taste", progress=False)
+    made = train(one, out=tmp_path / "taste", test_fraction=0, progress=False)
+    assert made.metrics == {} and made.plot() is None and "too few" in made.lines()[1]
+
+
+def test_what_was_made_of_the_same_is_made_again_and_nothing_else(compared, tmp_path):
+    comparisons, _ = compared
+    how = dict(out=tmp_path / "taste", overwrite="same", progress=False)
+    first, again = (train(comparisons, **how) for _ in range(2))
+    assert again.metrics == first.metrics
+    others = Comparisons(comparisons.images, comparisons.pairs, 1 - comparisons.p)
+    with pytest.raises(FileExistsError, match="of other comparisons or another base"):
+        train(others, **how)
+    assert load_scorer(tmp_path / "taste").card == first.scorer.card
+
+
+def test_a_scorer_never_becomes_its_own_base(compared, tmp_path):
+    comparisons, _ = compared
+    how = dict(overwrite=True, test_fraction=0, progress=False)
+    train(comparisons, "nano", tmp_path / "first", **how)
+    second = train(comparisons, tmp_path / "first", tmp_path / "second", **how)
+    for base in ("first", "second"):
+        with pytest.raises(ValueError, match="first is what the base rests on"):
+            train(comparisons, tmp_path / base, tmp_path / "first", **how)
+    assert load_scorer(tmp_path / "second").card == second.scorer.card
+    assert read_trained_on(tmp_path / "second") == read_trained_on(tmp_path / "first")
+
+
+def test_qrealign_is_refused_before_it_is_loaded(compared, tmp_path):
+    comparisons, _ = compared
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text('{"model_type": "qwen3_5"}')
+    for base in ("q-realign-lite", "q-future/Q-ReAlign-Pro-9B", tmp_path / "judge"):
+        with pytest.raises(ValueError, match="has no embedding to learn a taste on: take nano"):
+            train(comparisons, base, tmp_path / "taste")
+    write_comparisons(tmp_path / "pairs.csv", comparisons)
+    arguments = ["train", str(tmp_path / "pairs.csv"), "--base", "q-realign-mini"]
+    for more in ([], ["--full"]):
+        result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "x"), *more])
+        assert result.exit_code == 1 and "q-realign-mini has no embedding" in result.stderr
+    assert not (tmp_path / "taste").exists() and not (tmp_path / "x").exists()
+
+
+def test_what_progress_raises_ends_it_and_nothing_is_lost(compared, tmp_path):
+    comparisons, _ = compared
+    new = [tmp_path / image.name for image in comparisons.images]
+    for i, (image, path) in enumerate(zip(comparisons.images, new, strict=True)):
+        Image.open(image).rotate(90 * (1 + i % 3)).save(path)  # not embedded yet
+    comparisons = Comparisons(tuple(new), comparisons.pairs, comparisons.p)
+
+    def stop(done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(comparisons, out=tmp_path / "taste", progress=stop)
+    assert not (tmp_path / "taste").exists()
+    seen = []
+    train(comparisons, out=tmp_path / "taste", progress=lambda *each: seen.append(each))
+    assert seen == [(i, total) for i, total in zip(range(1, 39), [38] * 38, strict=True)]
+
+
+def test_evaluate_tells_what_it_was_trained_on(compared, tmp_path):
+    comparisons, _ = compared
+    write_comparisons(tmp_path / "pairs.csv", comparisons)
+    made = train(tmp_path / "pairs.csv", out=tmp_path / "taste", progress=False)
+    held, kept = made.metrics["held_out"], made.scorer.config["data"]["comparisons"]
+
+    def evaluate(*more):
+        arguments = ["evaluate", str(tmp_path / "taste"), str(tmp_path / "pairs.csv"), "--json"]
+        result = CliRunner().invoke(main, [*arguments, "--rounds", "10", *more])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout), result.stderr
+
+    found, said = evaluate()
+    assert found["trained_on"] == kept + made.dropped
+    assert f"Warning: {kept + made.dropped} of 240 comparisons are of images that" in said
+    found, said = evaluate("--unseen")
+    assert "Warning" not in said and found["comparisons"] == held["comparisons"]
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(held["accuracy"])
+    assert found["metrics"]["nll"]["value"] == pytest.approx(held["nll"], abs=1e-6)
+    with open(tmp_path / "ratings.csv", "w") as file:
+        file.write("image,mos\n")
+        file.writelines(f"{image},{i}\n" for i, image in enumerate(comparisons.images))
+    arguments = ["evaluate", str(tmp_path / "taste"), str(tmp_path / "ratings.csv")]
+    result = CliRunner().invoke(main, [*arguments, "--rounds", "10"])
+    images = made.scorer.config["data"]["images"]
+    assert f"Warning: {images} of 48 images are those that" in result.stderr

@@ -1,0 +1,92 @@
+"""What training made, and what to say and show of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..scorers.base import Scorer
+from .plots import pair_plots
+
+
+@dataclass
+class Trained:
+    """What `train` made.
+
+    Attributes:
+        scorer: as `load_scorer(folder)` opens it, on the base that it was trained on.
+        metrics: as `card_metrics` has them: "held_out" of this scorer and "base" of its base, on
+            comparisons of images that it never saw; where nothing was held out "cross_validated",
+            and "base" of all comparisons.
+        penalty: the weight that cross-validation chose; infinite leaves the base's own order.
+        dropped: comparisons between images of both parts, which were left out.
+        notes: what was noticed about the comparisons, a line each.
+        difference, p: [P] what `metrics` are of: left score minus right one, and the comparisons.
+    """
+
+    scorer: Scorer
+    folder: Path
+    metrics: dict[str, Any]
+    penalty: float
+    dropped: int
+    notes: list[str]
+    difference: np.ndarray
+    p: np.ndarray
+
+    def lines(self) -> list[str]:
+        """What it is, how well it does beside its base, and what was noticed."""
+        config = self.scorer.config
+        data, base = config["data"], config["base"]["name"]
+        name, count, images = config["name"], data["comparisons"], data["images"]
+        first = f"{name}: a head on {base}, trained on {count} comparisons of {images} images."
+        return [first, *accuracy_lines(self.metrics, base), *map(_sentence, self.remarks())]
+
+    def remarks(self) -> list[str]:
+        """What was noticed."""
+        found = list(self.notes)
+        if self.dropped:
+            found.append(f"{self.dropped} comparisons between both parts were left out")
+        if math.isinf(self.penalty):
+            found.append("the comparisons say no more than the base does: its order is kept")
+        return found
+
+    def plot(self) -> Image.Image | None:
+        """The calibration curve; None of fewer than 20 decided comparisons."""
+        return pair_plots(self.difference, self.p, name=self.scorer.card.name).get("calibration")
+
+
+def accuracy_lines(metrics: Mapping[str, Any], base: str) -> list[str]:
+    """How often a scorer is right, and its base."""
+    kind = measured_part(metrics)
+    if kind is None:
+        return ["Nothing was held out, and there are too few comparisons to cross-validate."]
+    after, before = metrics[kind], metrics["base"]
+    found = f"Right in {after['accuracy']:.1%}{_interval(after)} of {after['decided']} comparisons"
+    what = {
+        "held_out": f"{found} of images that it never saw",
+        "cross_validated": f"{found}, by cross-validation, since nothing was held out",
+    }
+    return [f"{what[kind]}; {base} in {before['accuracy']:.1%}{_interval(before)}."]
+
+
+def measured_part(metrics: Mapping[str, Any]) -> str | None:
+    """Which of the metrics are the scorer's own; None if there are none."""
+    parts = ("held_out", "cross_validated")
+    return next((part for part in parts if "accuracy" in metrics.get(part, {})), None)
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if "accuracy" not in (intervals := found.get("intervals", {})):
+        return ""
+    low, high = intervals["accuracy"]
+    return f" (95 %: {low:.1%} to {high:.1%})"
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
