@@ -10,7 +10,16 @@ from torch import Tensor
 from .judging import RESULTS, SCORES_KEPT, SUMMARY, Judged, judge
 from .managed import ManagedScorer
 from .pruning import Pruner, pruner_of, pruning_modes
-from .sampling import HELD_OUT, MODELS, SEEDS, Run, Settings, batch_size_input, sampler_inputs
+from .sampling import (
+    HELD_OUT,
+    MODELS,
+    PROMPT,
+    SEEDS,
+    Run,
+    Settings,
+    batch_size_input,
+    sampler_inputs,
+)
 from .sockets import CATEGORY
 
 # It counts groups of three steps.
@@ -66,6 +75,7 @@ class BestOfN(io.ComfyNode):
                     "composition only.",
                 ),
                 HELD_OUT,
+                PROMPT,
             ],
             outputs=[
                 *RESULTS,
@@ -89,15 +99,21 @@ class BestOfN(io.ComfyNode):
         pruning: dict[str, Any] | None = None,
         preview_vae: Any = None,
         held_out: ManagedScorer | None = None,
+        prompt: str = "",
         **sampling: Any,
     ) -> io.NodeOutput:
         settings = Settings(**sampling)
-        pruner = pruner_of(pruning, settings.model, scorer, preview_vae, n, keep, batch_size)
+        pruner = pruner_of(
+            pruning, settings.model, scorer, preview_vae, n, keep, batch_size, prompt
+        )
         check(n, keep, pruner, settings)
         seeds = [(seed + i) % SEEDS for i in range(n)]
         run = Run(settings, settings.noise(seeds), seeds, batch_size, pruner)
         samples = run.samples()
-        judged, numbers = judge(vae, samples, scorer, held_out), [seeds[i] for i in run.alive]
+        judged, numbers = (
+            judge(vae, samples, scorer, held_out, prompt),
+            [seeds[i] for i in run.alive],
+        )
         selection = judged.best(keep)
         kept = selection.kept
         title = f"{len(kept)} of {n} kept by {scorer.card.name}"

@@ -1,4 +1,4 @@
-"""Reward Guidance: a MODEL that is sampled towards a higher score. Guidance Report: what that did."""
+"""Reward Guidance: a MODEL that is sampled towards a higher score. Guidance Report: what steering did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ..guidance.record import Record, summary
 from .guided import KEY, Guided, decoder
 from .images import from_pil
 from .managed import ManagedScorer
+from .particles import Particles
+from .sampling import PROMPT
 from .sockets import CATEGORY, SCORER
+from .steering import told
 
 
 class RewardGuidance(io.ComfyNode):
@@ -79,6 +82,7 @@ class RewardGuidance(io.ComfyNode):
                     tooltip="Another scorer, which does not guide, but says whether the image gets "
                     "better or only the score. None: no such check.",
                 ),
+                PROMPT,
             ],
             outputs=[io.Model.Output(tooltip="For any sampler; and for Guidance Report.")],
         )
@@ -94,6 +98,7 @@ class RewardGuidance(io.ComfyNode):
         stop_on_gap: bool,
         vae: Any = None,
         held_out: ManagedScorer | None = None,
+        prompt: str = "",
     ) -> io.NodeOutput:
         if window_end > window_start:
             raise ValueError(
@@ -105,7 +110,7 @@ class RewardGuidance(io.ComfyNode):
         decoder(model.get_model_object("latent_format"), vae)  # or says now what is missing
         window = (window_end, window_start)
         options = dict(scale=strength, window=window, stop_on_gap=stop_on_gap)
-        return io.NodeOutput(Guided(scorer, vae, held_out, **options).patch(model))
+        return io.NodeOutput(Guided(scorer, vae, held_out, prompt, **options).patch(model))
 
 
 class GuidanceReport(io.ComfyNode):
@@ -115,28 +120,42 @@ class GuidanceReport(io.ComfyNode):
             node_id="TastemakerGuidanceReport",
             display_name="Guidance Report",
             category=CATEGORY,
-            description="Shows what Reward Guidance did while these latents were sampled: the scores "
-            "of the forming image, step by step.",
-            search_aliases=["reward plot", "guidance curve", "reward hacking"],
+            description="Shows what Reward Guidance or Particle Sampler did while these latents were "
+            "sampled: the scores of the forming image, step by step.",
+            search_aliases=["reward plot", "guidance curve", "reward hacking", "particles"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL of Reward Guidance."),
-                io.Latent.Input("latent", tooltip="What the sampler made with it."),
+                io.Latent.Input("latent", tooltip="What the sampling node made with it."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The MODEL of Reward Guidance, to report on it."
+                ),
+                io.Sampler.Input(
+                    "sampler",
+                    optional=True,
+                    tooltip="The SAMPLER of Particle Sampler, to report on it instead.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="plot",
-                    tooltip="The mean scores against the steps. Where nothing was guided, what "
-                    "follows is skipped.",
+                    tooltip="The mean scores against the steps; of particles, also what is left of "
+                    "them. Where nothing was guided, what follows is skipped.",
                 ),
-                io.String.Output(display_name="summary", tooltip="The same in a sentence."),
+                io.String.Output(display_name="summary", tooltip="The same in a sentence or two."),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any, latent: dict[str, Any]) -> io.NodeOutput:
-        record = record_of(model, latent)
-        said = summary(record)
+    def validate_inputs(cls, latent, model=False, sampler=False) -> bool | str:
+        # What is connected comes as None, what is not does not come. `latent` is named in the error.
+        return True if (model is False) != (sampler is False) else ONE_OF
+
+    @classmethod
+    def execute(
+        cls, latent: dict[str, Any], model: Any = None, sampler: Any = None
+    ) -> io.NodeOutput:
+        found = guided_record(model, latent) if model else steered_record(sampler, latent)
+        record, said = found
         if all(row.reward is None for row in record.rows):
             return io.NodeOutput(ExecutionBlocker(None), said, ui=ui.PreviewText(said))
         plot = from_pil(record.plot("score of the forming image"))
@@ -144,18 +163,34 @@ class GuidanceReport(io.ComfyNode):
         return io.NodeOutput(plot, said, ui={**shown, "text": (said,)})
 
 
-def record_of(model: Any, latent: dict[str, Any]) -> Record:
-    """The record of the run that made the latents; an empty one where the MODEL is not guided.
+ONE_OF = "connect model (of Reward Guidance) or sampler (of Particle Sampler), one of the two"
+
+
+def guided_record(model: Any, latent: dict[str, Any]) -> tuple[Record, str]:
+    """What the run did that made the latents; nothing where the MODEL is not guided.
 
     ValueError if the latents are of another run.
     """
     guided: Guided | None = model.get_attachment(KEY)
     if guided is None:
-        return Record()
-    record = guided.record_of(latent["samples"])
+        return Record(), summary(Record())
+    record = guided.runs.record_of(latent["samples"])
     if record is None:
         raise ValueError(
             "latent was not sampled with this MODEL, or too long ago: connect the MODEL of Reward "
             "Guidance, and the LATENT output of the sampler that it is connected to"
         )
-    return record
+    return record, summary(record)
+
+
+def steered_record(sampler: Any, latent: dict[str, Any]) -> tuple[Record, str]:
+    """The same of particles."""
+    if not isinstance(sampler, Particles):
+        return Record(), told(Record())
+    record = sampler.runs.record_of(latent["samples"])
+    if record is None:
+        raise ValueError(
+            "latent was not sampled with this SAMPLER, or too long ago: connect the SAMPLER of "
+            "Particle Sampler, and the output of the node that it is connected to"
+        )
+    return record, told(record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from ..guidance.guide import Guide
 from ..guidance.latents import decoded, linear_pixels, noise_ratio
-from ..guidance.record import Record
 from ..guidance.tap import Step
 from .managed import ManagedScorer, make_normal
+from .runs import Runs
 
 KEY = "tastemaker_guidance"
-REMEMBERED = 8  # runs: a graph may sample the same MODEL several times, and report on each
 
 Decode = Callable[[Tensor], Tensor]  # x0 in the model's latent space -> pixels in [0, 1]
 
@@ -32,14 +30,21 @@ class Guided:
         scorer: guides.
         vae: ComfyUI's VAE, a TAESD among them; None for the linear preview of the model's latents.
         held_out: only watches.
+        prompt: of all images, for scorers that read it; "" where it is not known.
         options: of `Guide`: scale, window, stop_on_gap.
     """
 
     def __init__(
-        self, scorer: ManagedScorer, vae: Any, held_out: ManagedScorer | None, **options: Any
+        self,
+        scorer: ManagedScorer,
+        vae: Any,
+        held_out: ManagedScorer | None,
+        prompt: str = "",
+        **options: Any,
     ):
-        self.scorer, self.vae, self.held_out, self.options = scorer, vae, held_out, options
-        self.runs: deque[tuple[Tensor, Record]] = deque(maxlen=REMEMBERED)
+        self.scorer, self.vae, self.held_out = scorer, vae, held_out
+        self.prompt, self.options = prompt, options
+        self.runs = Runs()
         self._guide: Guide | None = None  # of the run in progress
 
     def patch(self, model: Any) -> Any:
@@ -54,13 +59,6 @@ class Guided:
         model.set_model_sampler_post_cfg_function(self._guided)
         model.set_attachments(KEY, self)
         return model
-
-    def record_of(self, samples: Tensor) -> Record | None:
-        """What the run did that made these latents; None if it is not among the last."""
-        for made, record in reversed(self.runs):
-            if made.shape == samples.shape and torch.equal(made.to(samples), samples):
-                return record
-        return None
 
     def _scorers(self) -> list[ManagedScorer]:
         return [self.scorer] + ([self.held_out] if self.held_out else [])
@@ -80,12 +78,13 @@ class Guided:
         decode = decoder(patcher.get_model_object("latent_format"), self.vae)
         held_out = self.held_out and self.held_out.scorer
         scorers = [(self.scorer.scorer, 1.0)]
-        self._guide = guide = Guide(scorers, decode, held_out=held_out, **self.options)
+        how = dict(self.options, prompts=[self.prompt] * len(noise) if self.prompt else None)
+        self._guide = guide = Guide(scorers, decode, held_out=held_out, **how)
         try:
             samples = executor(noise, *args, **named)
         finally:
             self._guide = None
-        self.runs.append((samples.cpu(), guide.record))
+        self.runs.keep(samples, guide.record)
         return samples
 
     def _prepare(self, executor: Any, *args: Any, **named: Any) -> Any:
@@ -106,14 +105,18 @@ class Guided:
                 "follow: give it the MODEL before Reward Guidance"
             )
         mm.throw_exception_if_processing_interrupted()
-        denoised, sampling = args["denoised"], args["model"].model_sampling
-        sigma = float(args["sigma"].max())
-        flow = isinstance(sampling, comfy.model_sampling.CONST)
-        deviation = float(getattr(sampling, "sigma_data", 1.0))
-        ratio = noise_ratio(sigma, flow, 1.0 if flow else deviation)
+        denoised, sigma = args["denoised"], float(args["sigma"].max())
+        ratio = noise_ratio_of(args["model"].model_sampling, sigma)
         index = len(self._guide.record.rows)
         x0 = self._guide(Step(denoised.float(), ratio, sigma, index, args["sigma"]))
         return denoised if x0 is None else x0.to(denoised)
+
+
+def noise_ratio_of(sampling: Any, sigma: float) -> float:
+    """1 is all noise, 0 is clean; of a model's `model_sampling`."""
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    deviation = 1.0 if flow else float(getattr(sampling, "sigma_data", 1.0))
+    return noise_ratio(sigma, flow, deviation)
 
 
 def decoder(latent_format: Any, vae: Any = None) -> Decode:

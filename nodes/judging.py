@@ -72,16 +72,17 @@ class Judged(NamedTuple):
 
 
 def judge(
-    vae: Any, samples: Tensor, scorer: ManagedScorer, held_out: ManagedScorer | None
+    vae: Any, samples: Tensor, scorer: ManagedScorer, held_out: ManagedScorer | None, prompt: str
 ) -> Judged:
-    """The pictures and scores of latents [N, ...]."""
+    """The pictures and scores of latents [N, ...], all made for one prompt, which may be unknown: ""."""
     decoded = vae.decode(samples)  # [N, H, W, C], of videos [N, T, H, W, C]
     pictures = list(decoded) if decoded.ndim == 5 else list(decoded.split(1))
-    return Judged(pictures, _scores(scorer, pictures), held_out and _scores(held_out, pictures))
+    scores, others = (each and _scores(each, pictures, prompt) for each in (scorer, held_out))
+    return Judged(pictures, scores, others)
 
 
-def _scores(scorer: ManagedScorer, pictures: list[Tensor]) -> Scores:
+def _scores(scorer: ManagedScorer, pictures: list[Tensor], prompt: str) -> Scores:
     if all(len(picture) == 1 for picture in pictures):
-        return scorer.score(pictures)
+        return scorer.score(pictures, prompt)
     values = [scorer.score_video(picture).values for picture in pictures]
     return Scores(torch.cat(values), scorer.card)

@@ -20,7 +20,10 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
+from ..guidance.rewards import rate, reads_prompts
 from ..scorers import Scorer, ScorerCard, load_scorer
+from ..scorers.base import unit_range
+from ..scorers.ensemble import Ensemble
 from ..scorers.working_memory import working_memory
 from .images import singles, to_pixels
 from .sockets import Scores
@@ -131,8 +134,11 @@ class ManagedScorer:
         for part in self.weights:
             part.keep()
 
-    def score(self, images: Sequence[Tensor]) -> Scores:
+    def score(self, images: Sequence[Tensor], prompt: str = "") -> Scores:
         """IMAGE batches [b, H, W, C], sizes mixed, to the scores of all their pictures in order.
+
+        A prompt is what all of them were to show, for scorers that read it; then, they are of one
+        size.
 
         A picture that is not finite, or that cannot be scored, gets NaN. Shows progress; stops within
         a batch when it is interrupted.
@@ -149,8 +155,8 @@ class ManagedScorer:
             pixels = {i: to_pixels(pictures[i]) for i in indices}
             errors |= {i: "it has pixels that are not finite" for i in indices if pixels[i] is None}
             usable = [i for i in indices if pixels[i] is not None]
-            scored = scorer.score_iter([pixels[i] for i in usable], batch_size=batch)
-            for i, (_, score, error) in zip(usable, scored, strict=True):
+            scored = _scored(scorer, [pixels[i] for i in usable], batch, prompt)
+            for i, (score, error) in zip(usable, scored, strict=True):
                 values[i] = score
                 errors |= {i: error} if error else {}
         if errors:
@@ -215,6 +221,26 @@ def make_normal(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None and buffer.is_inference():
                 part._buffers[name] = buffer.clone()
+
+
+def heeds_prompts(scorer: Scorer) -> bool:
+    """Whether its score depends on a prompt. That of ours does not, though all take one."""
+    if isinstance(scorer, Ensemble):
+        return any(heeds_prompts(member) for member in scorer.members)
+    return type(scorer).forward is not Scorer.forward and reads_prompts(scorer)
+
+
+def _scored(
+    scorer: Scorer, pixels: list[Tensor], batch: int, prompt: str
+) -> Iterator[tuple[float, str | None]]:
+    """8-bit pictures [3, H, W] to scores, and why one has none."""
+    if not (prompt and pixels and heeds_prompts(scorer)):
+        for _, score, error in scorer.score_iter(pixels, batch_size=batch):
+            yield score, error
+        return
+    images = unit_range(torch.stack(pixels).to(scorer.device))
+    for score in rate(scorer, images, [prompt] * len(images)).tolist():
+        yield score, None
 
 
 def _steps(count: int, batch: int) -> Iterator[range]:

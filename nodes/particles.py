@@ -5,12 +5,10 @@ Feynman-Kac steering, https://arxiv.org/abs/2501.06848; see guidance/particles.p
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.k_diffusion.sampling as k_diffusion
 import comfy.model_management as mm
-import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
@@ -19,17 +17,12 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..guidance.particles import AT, ETA
-from ..guidance.resample import Weights, effective, renoised
-from ..guidance.rewards import rate
-from ..guidance.schedulers import Level
-from .guided import decoder
+from ..guidance.record import Record
 from .managed import ManagedScorer
-from .sampling import SEEDS
+from .runs import Runs
+from .sampling import PROMPT
 from .sockets import CATEGORY, SCORER
-
-log = logging.getLogger(__name__)
-
-PART = 4  # previews that are decoded and scored at a time
+from .steering import Options, Steering
 
 
 class ParticleSampler(io.ComfyNode):
@@ -102,11 +95,18 @@ class ParticleSampler(io.ComfyNode):
                     "None: a coarse preview of one pixel a latent, good for colours and composition "
                     "only.",
                 ),
+                SCORER.Input(
+                    "held_out",
+                    optional=True,
+                    tooltip="Another scorer, which does not steer, but says whether the images get "
+                    "better or only the score; see Guidance Report. None: no such check.",
+                ),
+                PROMPT,
             ],
             outputs=[
                 io.Sampler.Output(
                     tooltip="For SamplerCustom and SamplerCustomAdvanced. The images of the latent's "
-                    "batch are the particles; they come out best first."
+                    "batch are the particles; they come out best first. And for Guidance Report."
                 )
             ],
         )
@@ -122,6 +122,8 @@ class ParticleSampler(io.ComfyNode):
         first_check: float,
         last_check: float,
         vae: Any = None,
+        held_out: ManagedScorer | None = None,
+        prompt: str = "",
     ) -> io.NodeOutput:
         if last_check < first_check:
             raise ValueError(
@@ -130,28 +132,17 @@ class ParticleSampler(io.ComfyNode):
         if not strength or not checks:
             return io.NodeOutput(comfy.samplers.sampler_object("euler"))
         at = torch.linspace(first_check, last_check, checks).tolist()
-        return io.NodeOutput(Particles(scorer, vae, strength, eta, resample_below, at))
+        how = strength, eta, resample_below, at
+        return io.NodeOutput(Particles(Options(scorer, vae, held_out, prompt, *how)))
 
 
 class Particles(comfy.samplers.KSAMPLER):
-    """What the SAMPLER wire carries. A run leaves nothing behind in it.
+    """What the SAMPLER wire carries; of its last runs, `runs` knows what they did."""
 
-    Args:
-        at: shares of the steps after which particles are weighed.
-    """
-
-    def __init__(
-        self,
-        scorer: ManagedScorer,
-        vae: Any,
-        strength: float,
-        eta: float,
-        ess: float,
-        at: list[float],
-    ):
+    def __init__(self, options: Options):
         super().__init__(self._steered)
-        self.scorer, self.vae, self.at = scorer, vae, at
-        self.strength, self.eta, self.ess = strength, eta, ess
+        self.options, self.runs = options, Runs()
+        self._record: Record | None = None  # of the run in progress
 
     def sample(
         self,
@@ -174,15 +165,19 @@ class Particles(comfy.samplers.KSAMPLER):
                     "repeat a single latent with Repeat Latent Batch"
                 )
         self._load(model_wrap, noise.shape)
-        return super().sample(
+        samples = super().sample(
             *(model_wrap, sigmas, extra_args, callback, noise),
             *(latent_image, denoise_mask, disable_pbar),
         )
+        made = model_wrap.inner_model.process_latent_out(samples.to(torch.float32))
+        self.runs.keep(made, self._record)
+        return samples
 
     def _load(self, guider: Any, shape: torch.Size) -> None:
-        """The scorer and the decoder, together with what samples: so they do not drive it out."""
-        patchers = [part.patcher for part in self.scorer.weights]
-        patchers += [self.vae.patcher] if self.vae else []
+        """The scorers and the decoder, together with what samples: so they do not drive it out."""
+        scorers = [each for each in (self.options.scorer, self.options.held_out) if each]
+        patchers = [part.patcher for scorer in scorers for part in scorer.weights]
+        patchers += [self.options.vae.patcher] if self.options.vae else []
         model = guider.model_patcher
         wanted, least = comfy.sampler_helpers.estimate_memory(model, shape, guider.conds)
         mm.load_models_gpu(
@@ -190,7 +185,8 @@ class Particles(comfy.samplers.KSAMPLER):
             memory_required=wanted,
             minimum_memory_required=least,
         )
-        self.scorer.loaded()
+        for scorer in scorers:
+            scorer.loaded()
 
     def _steered(
         self,
@@ -202,9 +198,11 @@ class Particles(comfy.samplers.KSAMPLER):
         disable: bool,
     ) -> Tensor:
         """Euler's steps, and at some of them a look at who goes on."""
-        steps, guider, x0 = len(sigmas) - 1, model.inner_model, x
-        steering = Steering(self, guider, (extra_args.get("seed") or 0) + 1)
-        due = {max(1, round(share * steps)) - 1 for share in self.at} - {steps - 1}
+        steps, x0 = len(sigmas) - 1, x
+        seed = (extra_args.get("seed") or 0) + 1
+        steering = Steering(self.options, model.inner_model, seed)
+        self._record = steering.record
+        due = {max(1, round(share * steps)) - 1 for share in self.options.at} - {steps - 1}
         for i in trange(steps, disable=disable):
 
             def seen(info: dict[str, Any], i: int = i) -> None:
@@ -214,47 +212,7 @@ class Particles(comfy.samplers.KSAMPLER):
 
             ends = sigmas[i : i + 2]
             x = k_diffusion.sample_euler(model, x, ends, extra_args, seen, disable=True)
+            row = steering.add(x, float(ends[0]))
             if i in due and len(x) > 1:
-                x = steering.resampled(x, x0, float(ends[1]), f"step {i + 1} of {steps}")
-        return x[steering.order(x0)] if steps > 0 and len(x) > 1 else x
-
-
-class Steering:
-    """One run's weights.
-
-    Args:
-        seed: of the resampling and of the copies' noise.
-    """
-
-    def __init__(self, how: Particles, guider: Any, seed: int):
-        self.how, self.weights = how, Weights(how.strength)
-        self.generator = torch.Generator().manual_seed(seed % SEEDS)
-        latent_format = guider.model_patcher.get_model_object("latent_format")
-        self.decode = decoder(latent_format, how.vae)
-        sampling = guider.inner_model.model_sampling
-        self.flow = isinstance(sampling, comfy.model_sampling.CONST)
-
-    def resampled(self, x: Tensor, x0: Tensor, sigma: float, where: str) -> Tensor:
-        """x [n, ...] at this noise, or copies of the better ones, each with new noise."""
-        self.weights.update(self._scores(x0)[None])
-        share = float(effective(self.weights.log))
-        if share >= self.how.ess:
-            log.info("Particle Sampler, %s: %.0f %% carry the weight.", where, 100 * share)
-            return x
-        index = self.weights.resample(torch.rand(1, generator=self.generator))
-        left = len(index.unique())
-        log.info("Particle Sampler, %s: %d of %d go on, copied.", where, left, len(x))
-        index = index.to(x.device)
-        noise = torch.randn(x.shape, generator=self.generator).to(x)
-        level = Level(1 - sigma if self.flow else 1.0, sigma)
-        return renoised(x[index], x0[index], level, self.how.eta, noise)
-
-    def order(self, x0: Tensor) -> Tensor:
-        """Indices [n], best first; those without a score last."""
-        scores = self._scores(x0).nan_to_num(-torch.inf)
-        return scores.argsort(descending=True, stable=True).to(x0.device)
-
-    def _scores(self, x0: Tensor) -> Tensor:
-        scorer = self.how.scorer.scorer
-        parts = [rate(scorer, self.decode(part)) for part in x0.float().split(PART)]
-        return torch.cat(parts).cpu()
+                x = steering.resampled(x, x0, float(ends[1]), row)
+        return x[steering.order(x0, row)] if steps > 0 and len(x) > 1 else x

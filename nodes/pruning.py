@@ -48,6 +48,7 @@ def pruner_of(
     n: int,
     keep: int,
     batch_size: int,
+    prompt: str,
 ) -> Pruner | None:
     """What the menu asks for; None where it is off."""
     match chosen(pruning, "pruning")["pruning"]:
@@ -59,7 +60,7 @@ def pruner_of(
             cuts = (Cut(pruning["after"], pruning["goes_on"]),)
     decode = decoder(model.get_model_object("latent_format"), vae)
     counts = {cut.after: max(keep, math.ceil(cut.keep * n)) for cut in cuts}
-    return Pruner(counts, scorer, vae, decode, batch_size)
+    return Pruner(counts, scorer, vae, decode, batch_size, prompt)
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Pruner:
         vae: of `decode`; None for the latents' linear preview.
         decode: x0 [B, ...] to pixels.
         batch_size: previews decoded and scored at a time.
+        prompt: of all, for scorers that read it; "" where it is not known.
     """
 
     counts: dict[float, int]
@@ -78,6 +80,7 @@ class Pruner:
     vae: Any
     decode: Decode
     batch_size: int
+    prompt: str = ""
     cuts: list[tuple[int, int, int]] = field(
         default_factory=list
     )  # step, of steps, candidates left
@@ -92,8 +95,12 @@ class Pruner:
         after = {max(0, round(share * total) - 1): count for share, count in self.counts.items()}
         if after.get(step, len(x0)) >= len(x0):
             return list(range(len(x0)))
-        parts = x0.float().split(self.batch_size)
-        scores = torch.cat([rate(self.scorer.scorer, self.decode(part)) for part in parts]).cpu()
+        prompts = [self.prompt] if self.prompt else []
+        parts = [
+            rate(self.scorer.scorer, self.decode(part), prompts * len(part))
+            for part in x0.float().split(self.batch_size)
+        ]
+        scores = torch.cat(parts).cpu()
         kept = ranking.top_k(scores, after[step], "original").kept.tolist()
         if not kept:
             raise ValueError(f"none of the {len(scores)} previews has a score")

@@ -53,6 +53,13 @@ HELD_OUT = SCORER.Input(
     tooltip="Another scorer, which does not choose, but says whether the images get better or only "
     "the score. None: no such check.",
 )
+PROMPT = io.String.Input(
+    "prompt",
+    optional=True,
+    force_input=True,
+    tooltip="The text of positive, for scorers that read it; those that come with Tastemaker look at "
+    "the image only. None: they get no text.",
+)
 
 
 def batch_size_input(what: str) -> io.Int.Input:

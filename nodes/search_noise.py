@@ -12,7 +12,16 @@ from torch import Tensor
 from ..guidance.noise import REACH, neighbours
 from .judging import RESULTS, SCORES_KEPT, SUMMARY, Judged, judge
 from .managed import ManagedScorer
-from .sampling import HELD_OUT, MODELS, SEEDS, Run, Settings, batch_size_input, sampler_inputs
+from .sampling import (
+    HELD_OUT,
+    MODELS,
+    PROMPT,
+    SEEDS,
+    Run,
+    Settings,
+    batch_size_input,
+    sampler_inputs,
+)
 from .sockets import CATEGORY
 
 ZERO_ORDER, RANDOM = "zero-order", "random"
@@ -67,6 +76,7 @@ class SearchNoise(io.ComfyNode):
                 ),
                 *sampler_inputs(),
                 HELD_OUT,
+                PROMPT,
             ],
             outputs=[
                 *RESULTS,
@@ -93,6 +103,7 @@ class SearchNoise(io.ComfyNode):
         batch_size: int,
         seed: int,
         held_out: ManagedScorer | None = None,
+        prompt: str = "",
         **sampling: Any,
     ) -> io.NodeOutput:
         if keep > rounds * n:
@@ -100,7 +111,7 @@ class SearchNoise(io.ComfyNode):
         search = Search(Settings(**sampling), seed, batch_size)
         for _ in range(rounds):
             samples = search.sampled(n, 1.0 if method == RANDOM else reach)
-            search.judged.append(judge(vae, samples, scorer, held_out))
+            search.judged.append(judge(vae, samples, scorer, held_out, prompt))
         judged = Judged.join(search.judged)
         selection = judged.best(keep)
         kept = selection.kept

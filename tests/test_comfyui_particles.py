@@ -1,12 +1,14 @@
 """Particle Sampler in SamplerCustom: Euler where it is off, better images where it is on."""
 
 import json
+import re
 import time
 
 import comfyui_sampling as s
 import pytest
 import torch
 from comfyui_server import ExecutionError, interrupted
+from PIL import Image
 
 from tastemaker.guidance.latents import linear_pixels
 from tastemaker.scorers import load_scorer
@@ -117,7 +119,64 @@ def test_through_a_vae_and_loaded_together(comfyui):
     assert sorted(found) == ["BaseModel", "TAESD", "nano"]
     asked = [line for line in comfyui.log(mark).splitlines() if "Requested to load" in line]
     assert len(asked) == 3, asked
-    assert "Particle Sampler, step " in comfyui.log(mark)
+
+
+def report(graph: dict) -> dict:
+    """With what Guidance Report says of it, in node "report"."""
+    wires = dict(sampler=["sampler", 0], latent=["sample", 0])
+    return {**graph, "report": s.node("TastemakerGuidanceReport", **wires)}
+
+
+def test_the_report_tells_what_became_of_the_particles(comfyui):
+    graph = report(prompt(held_out=["nano", 0]))
+    entry = comfyui.run(graph)
+    said = re.fullmatch(
+        r"Weighed 4 times in 10 steps, copied (\d) times: the images descend from (\d) of 8. The mean "
+        r"score of the forming images went from (\S+) to (\S+)\. Held out: (\S+) to (\S+)\.",
+        s.said(entry, "report"),
+    )
+    copied, left = int(said[1]), int(said[2])
+    assert 1 <= copied <= 4 and 1 <= left < 8
+    found = scores(s.latents(comfyui, entry)).mean()
+    assert float(said[4]) == pytest.approx(float(found), rel=1e-3)
+    assert (said[3], said[4]) == (said[5], said[6]) and float(said[4]) > float(said[3])
+    (file,) = comfyui.files(entry, "report")
+    with Image.open(file) as picture:
+        assert picture.height > 700  # what is left of the particles is below the scores
+
+
+def test_the_held_out_scorer_only_looks(comfyui):
+    assert torch.equal(sampled(comfyui, held_out=["nano", 0]), sampled(comfyui))
+
+
+def test_runs_are_told_apart(comfyui):
+    """Two of one SAMPLER, in one graph; and what was not steered says so."""
+    graph = report(prompt(seed=4))
+    again = json.loads(json.dumps(graph).replace('"sample"', '"sample2"'))
+    graph |= {"sample2": again["sample2"], "report2": again["report"]}
+    graph["sample2"]["inputs"]["noise_seed"] = 5
+    entry = comfyui.run(graph)
+    alone = [comfyui.run(report(prompt(seed=seed))) for seed in (4, 5)]
+    first, second = (s.said(each, "report") for each in alone)
+    assert (s.said(entry, "report"), s.said(entry, "report2")) == (first, second)
+    assert first != second
+    for off in (dict(strength=0.0), dict(n=1)):
+        entry = comfyui.run(report(prompt(**off)))
+        assert s.said(entry, "report") == "Nothing was steered."
+
+
+def test_a_report_needs_the_right_wires(comfyui):
+    graph = report(prompt(steps=3))
+    del graph["save"]  # a prompt of which a part makes sense is not refused
+    graph["report"]["inputs"]["model"] = ["model", 0]
+    with pytest.raises(ExecutionError, match="one of the two"):
+        comfyui.run(graph)
+    del graph["report"]["inputs"]["model"], graph["report"]["inputs"]["sampler"]
+    with pytest.raises(ExecutionError, match="one of the two"):
+        comfyui.run(graph)
+    graph["report"]["inputs"] = dict(sampler=["sampler", 0], latent=["empty", 0])
+    with pytest.raises(ExecutionError, match="latent was not sampled with this SAMPLER"):
+        comfyui.run(graph)
 
 
 def test_an_interrupt_stops_it(comfyui):

@@ -1,9 +1,11 @@
 """Search Noise: what it tries, what it keeps, and that its noise makes the image again."""
 
+import time
+
 import comfyui_sampling as s
 import pytest
 import torch
-from comfyui_server import ExecutionError
+from comfyui_server import ExecutionError, interrupted
 
 pytestmark = pytest.mark.comfyui
 
@@ -81,6 +83,19 @@ def test_a_search_finds_better_images(comfyui):
     _, (found,), _ = search(comfyui, rounds=6, n=3, reach=0.4)
     _, (random,), _ = search(comfyui, rounds=6, n=3, method="random")
     assert found > random
+
+
+def test_an_interrupt_stops_it_and_the_next_run_is_as_ever(comfyui):
+    """Between two rounds, or in the midst of one."""
+    before, _, _ = search(comfyui, seed=40)
+    for long in (dict(steps=5000), dict(rounds=64, steps=60)):
+        prompt_id = comfyui.queue(prompt(seed=40, **long))
+        comfyui.wait_until_running(prompt_id)
+        time.sleep(1.0)
+        comfyui.interrupt()
+        assert interrupted(comfyui.wait(prompt_id, 30, check=False))
+    comfyui.free()
+    assert torch.equal(search(comfyui, seed=40)[0], before)
 
 
 def test_what_makes_no_sense_is_refused(comfyui):

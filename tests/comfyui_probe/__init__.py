@@ -5,12 +5,15 @@ ProbeImages {"spec": [...]}  -> a list of IMAGE batches, one a part of the spec 
     or {"count", "height", "width", "channels", "seed", "nan": [indices]} with defaults.
 ProbeLatent {"spec": [...]}  -> a list of LATENTs. A part is {"count", "height", "width",
     "frames": 5-D where above 0, "nested": with sound beside it, "mask": masks in noise_mask,
-    "batch_index": [...], "extra": {...}}.
+    "batch_index": [...], "extra": {...}, "empty": all 0}.
 ProbeMasks  {"spec": [...]}  -> a list of MASKs, a part {"count", "height", "width"}.
 ProbeList   {"spec": [...]}  -> the list's values, of any type.
 ProbeModel  {"kind": "eps" or "flow"} -> MODEL, CONDITIONING: SD 1.5 with a convolution for its UNet,
-    that any sampler can sample. {"naked": true}: its latents have no linear preview.
-ProbeVAE    {}               -> VAE: a TAESD with random weights, made under inference mode.
+    that any sampler can sample. {"naked": true}: its latents have no linear preview. {"video": true}:
+    its latents are videos, [N, 4, T, h, w].
+ProbeVAE    {}               -> VAE: a TAESD with random weights, made under inference mode. {"video":
+    true}: it decodes videos, frame by frame.
+ProbeScorer {}               -> SCORER that reads prompts: how red images are to "red", else how blue.
 ProbeLoaded {"after": link} -> a list: the classes of the models that lie on the device by then.
 ProbeBatches {"model": link} -> MODEL that remembers the batches that it is called with; ProbeSeen
     {"model": link, "after": link} -> a list of them: images at a time, CFG's second half not counted.
@@ -93,9 +96,10 @@ class ProbeLatent(Maker):
         mask=0,
         batch_index=None,
         extra=None,
+        empty=False,
     ):
         shape = (count, 4, frames, height, width) if frames else (count, 4, height, width)
-        latent = {"samples": noise(*shape, seed=1)}
+        latent = {"samples": torch.zeros(shape) if empty else noise(*shape, seed=1)}
         if nested:
             sound = noise(count, 8, 20, seed=4)
             latent["samples"] = comfy.nested_tensor.NestedTensor((latent["samples"], sound))
@@ -132,21 +136,29 @@ class Denoiser(torch.nn.Module):
             weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
 
     def forward(self, x, timesteps=None, context=None, **named):
+        if x.ndim == 5:
+            return each_frame(x, self.forward)
         return 0.95 * x + self.conv(x)
+
+
+def each_frame(x, function):
+    """[N, C, T, h, w] through a function for pictures."""
+    frames = function(x.movedim(2, 1).flatten(0, 1))
+    return frames.unflatten(0, (len(x), -1)).movedim(1, 2)
 
 
 class ProbeModel:
     INPUT_TYPES = classmethod(
         lambda cls: {
             "required": {"kind": (["eps", "flow"],)},
-            "optional": {"naked": ("BOOLEAN", {})},
+            "optional": {"naked": ("BOOLEAN", {}), "video": ("BOOLEAN", {})},
         }
     )
     RETURN_TYPES = ("MODEL", "CONDITIONING")
     FUNCTION = "make"
     CATEGORY = "probe"
 
-    def make(self, kind, naked=False):
+    def make(self, kind, naked=False, video=False):
         shape = {"context_dim": 768, "model_channels": 8, "in_channels": 4}
         config = comfy.supported_models.SD15({**shape, "disable_unet_model_creation": True})
         config.set_inference_dtype(torch.float32, None)
@@ -155,18 +167,31 @@ class ProbeModel:
         model.diffusion_model = Denoiser()
         if naked:
             model.latent_format.latent_rgb_factors = None
+        if video:
+            model.latent_format.latent_dimensions = 3
         places = dict(load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
         patcher = comfy.model_patcher.CoreModelPatcher(model, **places)
         return patcher, [[torch.zeros(1, 77, 768), {}]]
 
 
+class Frames(torch.nn.Module):
+    """A VAE for pictures, as one for videos."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def decode(self, z):
+        return each_frame(z, self.inner.decode)
+
+
 class ProbeVAE:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}, "optional": {"video": ("BOOLEAN", {})}})
     RETURN_TYPES = ("VAE",)
     FUNCTION = "make"
     CATEGORY = "probe"
 
-    def make(self):
+    def make(self, video=False):
         weights = comfy.taesd.taesd.TAESD().state_dict()
         generator = torch.Generator().manual_seed(0)
         for name, weight in weights.items():
@@ -176,7 +201,43 @@ class ProbeVAE:
             elif weight.ndim == 1:
                 weights[name] = torch.zeros_like(weight)
         weights["vae_scale"], weights["vae_shift"] = torch.tensor(0.18215), torch.tensor(0.0)
-        return (comfy.sd.VAE(sd=weights),)
+        vae = comfy.sd.VAE(sd=weights)
+        if video:
+            vae.latent_dim, vae.first_stage_model = 3, Frames(vae.first_stage_model)
+            places = dict(load_device=vae.device, offload_device=mm.vae_offload_device())
+            vae.patcher = comfy.model_patcher.CoreModelPatcher(vae.first_stage_model, **places)
+        return (vae,)
+
+
+class ProbeScorer:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES = ("SCORER",)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    def make(self):
+        (managed,) = [m for name, m in sys.modules.items() if name.endswith(".nodes.managed")]
+        (base,) = [m for name, m in sys.modules.items() if "v1.scorers.base" in name]
+
+        class Reader(base.Scorer):
+            _card = base.ScorerCard("reader", "none", "redness", (-1.0, 1.0))
+
+            def __init__(self):
+                super().__init__()
+                self.one = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+            def forward(self, images, prompts=None):
+                red, _, blue = images.mean((2, 3)).unbind(1)
+                says = prompts if prompts else [""] * len(images)
+                sign = torch.tensor([1.0 if text == "red" else -1.0 for text in says])
+                return (sign * (red - blue) * self.one).float()
+
+            def score_prepared(self, x):
+                return self(x)
+
+        with torch.inference_mode(False):
+            weights = managed.Weights(Reader())
+        return (managed.ManagedScorer(weights.scorer, [weights]),)
 
 
 class ProbeLoaded:
@@ -285,6 +346,6 @@ def read(name):
 PROBES = (
     *(ProbeImages, ProbeLatent, ProbeMasks, ProbeList),
     *(ProbeModel, ProbeVAE, ProbeLoaded, ProbeBatches, ProbeSeen),
-    *(ProbeImported, ProbeDump),
+    *(ProbeScorer, ProbeImported, ProbeDump),
 )
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in PROBES}
