@@ -21,6 +21,7 @@ Picture = str | os.PathLike | Image.Image
 MOST = 500  # pictures on one sheet: more could not be told apart
 WIDTH = 1920  # pixels that the grid aims at by default
 CELL = (150, 400)  # least and greatest width of a picture: below, the numbers become illegible
+TINY = 64  # pixels: what is no larger could hardly be seen, and is enlarged
 GAP, MARGIN = 8, 24
 
 BACKGROUND, EMPTY = (24, 24, 27), (39, 39, 42)
@@ -37,7 +38,7 @@ def contact_sheet(
     columns: int | None = None,
     width: int = WIDTH,
 ) -> Image.Image:
-    """Draws pictures in the given order, none distorted, enlarged or cropped.
+    """Draws pictures in the given order, none distorted or cropped, and only tiny ones enlarged.
 
     Args:
         pictures: 1 to 500 paths or PIL images, best first. One that cannot be opened becomes a
@@ -107,9 +108,18 @@ def _shrink(picture: Image.Image, box: tuple[int, int]) -> Image.Image:
     return rgb
 
 
+def enlarged(picture: Image.Image, box: tuple[int, int]) -> Image.Image:
+    """A tiny picture by the greatest whole number with which it fits, each pixel becoming a square."""
+    width, height = picture.size
+    factor = min(box[0] // width, box[1] // height) if max(width, height) <= TINY else 1
+    if factor < 2:
+        return picture
+    return picture.resize((factor * width, factor * height), Image.Resampling.NEAREST)
+
+
 def _thumbnail_or_none(picture: Picture, box: tuple[int, int]) -> Image.Image | None:
     try:
-        return open_thumbnail(picture, box)
+        return enlarged(open_thumbnail(picture, box), box)
     except Exception:  # whatever a broken file makes a decoder raise belongs to that file
         return None
 

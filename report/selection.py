@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from .. import ranking
-from .contact_sheet import BACKGROUND, CELL, MARGIN, TEXT, contact_sheet, format_score
+from .contact_sheet import (
+    BACKGROUND,
+    CELL,
+    MARGIN,
+    TEXT,
+    contact_sheet,
+    enlarged,
+    format_score,
+)
 from .page import histogram
 from .preview import HEIGHT, SHOWN, WIDTH, draw_histogram, stack
 
@@ -63,6 +71,7 @@ def framed(picture: Image.Image, kept: bool) -> Image.Image:
     """As it is shown: dimmed, without its colours and crossed if it was rejected."""
     small = picture.copy()
     small.thumbnail((CELL[1], CELL[1]), Image.Resampling.LANCZOS, reducing_gap=3)
+    small = enlarged(small, (CELL[0], CELL[0]))  # or the cross would be of its large pixels
     if kept:
         return small
     dim = ImageEnhance.Brightness(ImageOps.grayscale(small).convert("RGB")).enhance(0.5)

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tastemaker.report.contact_sheet import BACKGROUND, MOST, contact_sheet, open_thumbnail
+from tastemaker.report.contact_sheet import (
+    BACKGROUND,
+    MOST,
+    TINY,
+    contact_sheet,
+    enlarged,
+    open_thumbnail,
+)
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -35,7 +42,7 @@ def places(sheet: Image.Image, n: int) -> list[tuple[int, int, int, int]]:
     return found
 
 
-sizes = st.tuples(st.integers(40, 900), st.integers(40, 900))
+sizes = st.tuples(st.integers(20, 900), st.integers(20, 900))
 
 
 @settings(deadline=None, max_examples=25)
@@ -46,11 +53,23 @@ def test_every_picture_is_whole_undistorted_and_in_order(shapes, columns):
     found = places(sheet, len(pictures))
     for (width, height), (_, _, w, h) in zip(shapes, found, strict=True):
         scale = w / width if width > height else h / height
-        assert scale <= 1, "enlarged"
+        tiny = max(width, height) <= TINY
+        assert scale <= 1 or (tiny and scale == int(scale)), "enlarged"
         assert abs(w - width * scale) <= 1 and abs(h - height * scale) <= 1, "distorted"
     centres = [(top + h / 2, left + w / 2) for left, top, w, h in found]
     for (y, x), (below, right) in itertools.pairwise(centres):  # reading order
         assert below > y + 20 or (abs(below - y) < 2 and right > x)
+
+
+def test_tiny_pictures_are_enlarged_pixel_by_pixel():
+    tiny = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 24, 3), np.uint8))
+    shown = enlarged(tiny, (150, 150))
+    assert shown.size == (96, 128)
+    assert np.array_equal(np.asarray(shown), np.asarray(tiny).repeat(4, 0).repeat(4, 1))
+    ((_, _, width, height),) = places(contact_sheet([solid(0, (32, 32))], [0.5]), 1)
+    assert (width, height) == (128, 128)
+    assert enlarged(solid(0, (TINY + 1, 8)), (400, 400)).size == (TINY + 1, 8)
+    assert enlarged(solid(0, (TINY, 8)), (100, 100)).size == (TINY, 8)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 24, MOST])

@@ -67,9 +67,9 @@ def test_some_of_both_are_shown_of_many():
     kept, rejected = [solid("red", (8, 8))] * 100, [solid("white", (8, 8))] * 100
     scores = [float(200 - i) for i in range(200)]
     sheet = selection_preview(kept + rejected, scores, list(range(100)), list(range(100, 200)))
-    assert count(sheet, (255, 0, 0)) == 24 * 64
+    assert count(sheet, (255, 0, 0)) == 24 * 144**2  # tiny ones are enlarged
     few = selection_preview(kept + rejected, scores, list(range(100)), [100, 101])
-    assert count(few, (255, 0, 0)) == 46 * 64
+    assert count(few, (255, 0, 0)) == 46 * 144**2
 
 
 def test_without_three_scores_there_is_no_histogram():
