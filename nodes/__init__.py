@@ -21,6 +21,7 @@ from .score import ScoreImages
 from .search_noise import SearchNoise
 from .select import SelectImages
 from .tag import QualityTag
+from .train import TrainPersonalScorer
 from .video import ScoreVideo
 from .workflows import serve_workflows
 
@@ -28,6 +29,7 @@ from .workflows import serve_workflows
 NODES: list[type[io.ComfyNode]] = [
     LoadScorer,
     EnsembleScorers,
+    TrainPersonalScorer,
     ScoreImages,
     SelectImages,
     CascadeSelect,

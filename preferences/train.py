@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,13 @@ def train(
 
 def _check_free(folder: Path, overwrite: bool | str) -> None:
     """FileExistsError unless the folder is new, empty, or a personal scorer's to be overwritten."""
+    if folder.suffix == ".json":
+        raise ValueError(f"{folder}: a folder called .json would be taken for an ensemble")
     if is_free(folder):
         return
     if not overwrite:
         raise FileExistsError(f"{folder} holds something already: choose another, or overwrite it")
-    if read_config(folder).get("tastemaker") != "personal":
+    if not folder.is_dir() or read_config(folder).get("tastemaker") != "personal":
         raise FileExistsError(f"{folder} holds no personal scorer, so it is not overwritten")
 
 
@@ -151,13 +154,17 @@ def prepared(
     Raises:
         ValueError: images that are missing; comparisons that cannot be divided.
     """
+    lines: list[str] = []
     if not isinstance(comparisons, Comparisons):
-        comparisons, own = read_comparisons(Path(comparisons))
+        with warnings.catch_warnings(record=True) as said:  # of pictures that are gone
+            warnings.simplefilter("always")
+            comparisons, own = read_comparisons(Path(comparisons))
+        lines += [str(warning.message) for warning in said]
         test = own if test is None else test
     found = problems(comparisons, test)
-    lines = list(found.lines())
+    lines += found.lines()
     if found.missing:
-        raise ValueError(lines[0])
+        raise ValueError(next(found.lines()))
     same = first_copies([*comparisons.images, *(test.images if test is not None else ())])
     if copies := [image for image, first in same.items() if image != first]:
         lines.append(f"{len(copies)} copies of others, one image each: {copies[0]}")
