@@ -18,7 +18,7 @@ from .halving import Cut
 from .rewards import Scorers, rate, weighted
 from .sampling import one_prompt_each, sample
 from .search import combine
-from .tap import Step, tap
+from .tap import Step, release, tap
 
 KEEPS = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 DRAWS = 256  # groups of candidates that a schedule is tried on
@@ -58,6 +58,7 @@ def calibrate_pruning(
         decode: as `best_of_n` will be given it: another decoder tells earlier or later.
         pipe_kwargs: typical arguments, with one prompt or several.
     """
+    release(getattr(pipe, "scheduler", None))
     scorers = weighted(scorer)
     decoder = Decoder(pipe, decode)
     runs = one_prompt_each(pipe_kwargs)

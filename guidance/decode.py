@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .initial import replaced
 from .offload import still
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -153,7 +154,7 @@ class Decoder:
         if self.family is None:  # a callable, which may go with any pipeline, gets x0 alone
             yield
             return
-        own, held = self.pipe.prepare_latents, vars(self.pipe).get("prepare_latents")
+        own = self.pipe.prepare_latents
         signature = inspect.signature(own)
 
         @functools.wraps(own)
@@ -162,13 +163,8 @@ class Decoder:
             self.size = given["height"], given["width"]
             return own(*args, **named)
 
-        self.pipe.prepare_latents = prepare_latents
-        try:
+        with replaced(self.pipe, "prepare_latents", prepare_latents):
             yield
-        finally:
-            del self.pipe.prepare_latents
-            if held is not None:
-                self.pipe.prepare_latents = held
 
     def _full(self, z: Tensor) -> Tensor:
         vae = self.pipe.vae

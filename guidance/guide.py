@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .record import Record, Row
-from .rewards import Scorer, along, ascent, norms, rate, unit
+from .rewards import Scorer, along, ascent, norms, one_an_image, rate, unit
 from .tap import Step
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Guide:
         target: samples whose (weighted) reward reaches it are left alone.
         held_out: a scorer that does not guide; it says whether the pushes please only the guiding one.
         stop_on_gap: no more guidance once the held-out reward falls while the guiding one rises.
-        prompts: one a sample, for scorers that read them.
+        prompts: for scorers that read them, one a sample, or one for as many samples in a row.
         extrapolated: the host's solver extrapolates from the x0 it was given, as DPM++ 2M does, and
             would take the last push back (`tap` sees to that itself). Each push is then spread over
             this step and the next ones, also a few that are no longer guided.
@@ -93,8 +93,9 @@ class Guide:
 
     def _guided(self, step: Step, row: Row) -> Tensor:
         """The push of x0, [B, ...]; what there is to know of it goes into the row."""
+        prompts = one_an_image(self.prompts, len(step.x0))
         rewards, direction, pixels = ascent(
-            self.scorers, step.x0, self.decode, self.prompts, self._strength
+            self.scorers, step.x0, self.decode, prompts, self._strength
         )
         if step.pullback is not None:
             direction = norms(direction) * unit(step.pullback(direction))
@@ -106,7 +107,7 @@ class Guide:
             push = push * along(total < self.target, push)
         row.reward, row.push = total.cpu(), rms(push).cpu()
         if self.held_out is not None:
-            self._watch(row, pixels, step.x0 + push.to(step.x0), total)
+            self._watch(row, pixels, step.x0 + push.to(step.x0), total, prompts)
         return push
 
     def push(self, direction: Tensor, noise_ratio: float) -> Tensor:
@@ -138,11 +139,13 @@ class Guide:
         return (norm / (FLOOR * usual).clamp_min(1e-30)).clamp(max=1)
 
     @torch.no_grad()
-    def _watch(self, row: Row, pixels: Tensor, x0: Tensor, before: Tensor) -> None:
+    def _watch(
+        self, row: Row, pixels: Tensor, x0: Tensor, before: Tensor, prompts: list[str] | None
+    ) -> None:
         """Records what the push does to both rewards, measured on the pictures before and after."""
         after = self.decode(x0)
-        guiding = sum(weight * rate(s, after, self.prompts) for s, weight in self.scorers)
-        held = rate(self.held_out, pixels, self.prompts), rate(self.held_out, after, self.prompts)
+        guiding = sum(weight * rate(s, after, prompts) for s, weight in self.scorers)
+        held = [rate(self.held_out, each, prompts) for each in (pixels, after)]
         self.record.scorer_calls += len(self.scorers) + 2
         row.held_out = held[0].cpu()
         self._gains += torch.stack([(guiding - before).mean(), (held[1] - held[0]).mean()]).cpu()

@@ -56,7 +56,7 @@ def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        delattr(thing, name)
+        vars(thing).pop(name, None)  # a thing that dies before its context may have lost it
         if held is not None:
             setattr(thing, name, held)
 

@@ -11,10 +11,10 @@ from torch import nn
 from .decode import Decoder
 from .guide import Guide
 from .offload import check_decoder
-from .prompts import watched_prompts
+from .prompts import before, beginning, watched_prompts
 from .record import Record
 from .rewards import Scorers, weighted
-from .tap import tap
+from .tap import HELD, release, tap
 from .through import tap_through
 
 
@@ -42,7 +42,8 @@ def reward_guidance(
             is all noise. Useful from 0.05 to 0.2.
         decode: how latents become pictures for the scorer: "vae", an AutoencoderTiny, "linear", or a
             callable; see `Decoder`.
-        prompts: one an image, for scorers that read them; by default those that the pipeline gets.
+        prompts: for scorers that read them, one an image, or one for as many in a row; by default
+            those that the pipeline gets.
         through_model: experimental. Guides by the gradient of the reward through the denoiser and its
             CFG, which raises it more for the same push and hacks it less. A guided step costs about
             four calls of the denoiser (activations are computed again in the backward) and the memory
@@ -56,6 +57,7 @@ def reward_guidance(
         NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do; with
             `through_model`, also offloaded or cached weights.
     """
+    release(getattr(pipe, "scheduler", None))
     decoder = Decoder(pipe, decode)
     if isinstance(module := pipe.vae if decode == "vae" else decode, nn.Module):
         check_decoder(module)
@@ -79,13 +81,18 @@ class RewardCallback:
         pipe(prompt, callback_on_step_end=RewardCallback(scorer, scale=0.1, pipe=pipe),
              callback_on_step_end_tensor_inputs=["latents"])
 
-    It arms the pipeline and disarms it after the last step; after a run that broke off, when the next
-    one begins. A callback is called for the first time when the first step is over, so without `pipe`
-    that step is not guided.
+    It disarms the pipeline after the last step; after a run that broke off, when the next one begins. A
+    callback is called for the first time when the first step is over, so that step is guided only in
+    the run that it was armed for before, by `pipe`.
 
     Args:
         pipe: arms it for its next run, first step included.
         scorer, scale, options: as `reward_guidance` takes them, but for `through_model`.
+
+    Raises:
+        ValueError: `through_model`; or a run of another pipeline than it was armed for.
+        RuntimeError: in the next run, which is not guided then, where that one never began.
+        NotImplementedError: as `reward_guidance`.
     """
 
     def __init__(self, scorer: Scorers, scale: float = 0.1, *, pipe: Any = None, **options: Any):
@@ -93,36 +100,52 @@ class RewardCallback:
             raise ValueError("through_model=True takes the context: with reward_guidance(...)")
         self._arguments = dict(scorer=scorer, scale=scale, **options)
         self._open: ExitStack | None = None
-        self._runs = 0  # that began while armed
+        self._pipe: Any = None  # that is armed
+        self._running = self._called = False
         self.record = Record()
         if pipe is not None:
             self._arm(pipe)
 
     def __call__(self, pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self._open is not None and pipe is not self._pipe:
+            self.disarm()
+            raise ValueError(
+                f"this callback was armed for another {type(pipe).__name__}: give it the pipe= that runs"
+            )
         if i == 0 and self._open is None:
             self._arm(pipe)
-            self._runs = 1
+            self._running = True
+        self._called = True
         if i >= pipe.num_timesteps - 1:
             self.disarm()
         return kwargs
 
     def _arm(self, pipe: Any) -> None:
-        self._open, self._runs = ExitStack(), 0
-        self.record = self._open.enter_context(reward_guidance(pipe, **self._arguments))
-        held = pipe.scheduler._tastemaker_tap
-        start = held.on_start
+        with ExitStack() as stack:
+            self.record = stack.enter_context(reward_guidance(pipe, **self._arguments))
+            stack.enter_context(before(pipe, beginning(pipe), self._began))
+            self._open = stack.pop_all()
+        self._pipe, self._running, self._called = pipe, False, False
+        held = getattr(pipe.scheduler, HELD)
+        held.release, held.after = self.disarm, self._stepped
 
-        def on_start() -> None:
-            self._runs += 1
-            if self._runs > 1:  # the run that was armed broke off: this one is another
-                self.disarm()
-            else:
-                start()
+    def _began(self) -> None:
+        """The first run is the one it was armed for; before a second one, that has broken off."""
+        if self._running:
+            self.disarm()
+        self._running = True
 
-        held.on_start = on_start
+    def _stepped(self, index: int, sample: Any) -> None:
+        """Two steps without a call in between: this run is another, begun as if it were the first."""
+        if index > 1 and not self._called:
+            self.disarm()
+            raise RuntimeError(
+                "this pipeline was armed for a run that never began: call it again, without guidance, or "
+                "with a new RewardCallback"
+            )
 
     def disarm(self) -> None:
         """Makes the pipeline itself again; done by itself at the end of a run."""
         if self._open is not None:
             self._open.close()
-            self._open = None
+            self._open = self._pipe = None

@@ -1,40 +1,64 @@
-"""The prompts of a pipeline's run, for scorers that read them."""
+"""Where a pipeline's run begins, and its prompts, for scorers that read them."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt")
+from .initial import replaced
+
+
+@contextmanager
+def before(pipe: Any, name: str, function: Callable[[], None]) -> Iterator[None]:
+    """Within the context, `function` is called before a method of this pipeline is."""
+    own = getattr(pipe, name)
+
+    @functools.wraps(own)
+    def method(*args: Any, **named: Any) -> Any:
+        function()
+        return own(*args, **named)
+
+    with replaced(pipe, name, method):
+        yield
+
+
+def beginning(pipe: Any) -> str:
+    """The method that a run calls first, if it has one; otherwise one that every run calls."""
+    return "check_inputs" if hasattr(pipe, "check_inputs") else "prepare_latents"
 
 
 @contextmanager
 def watched_prompts(pipe: Any, tell: Callable[[list[str]], None]) -> Iterator[None]:
-    """Within the context, `tell` hears each run's prompts, one an image. None are heard where the
-    pipeline is given embeddings.
+    """Within the context, `tell` hears each run's prompts; [] where the run is given embeddings.
+
+    Those that are encoded first: some pipelines encode the negative ones by the same method afterwards.
     """
-    own = getattr(pipe, "encode_prompt", None)
-    if own is None:
+    if not (hasattr(pipe, "encode_prompt") and hasattr(pipe, "prepare_latents")):
         yield
         return
+    own, heard = pipe.encode_prompt, []
     signature = inspect.signature(own)
 
-    def encode_prompt(*args: Any, **named: Any):
-        given = signature.bind(*args, **named).arguments
-        if found := repeated(given.get("prompt"), next(map(given.get, PER_PROMPT), None) or 1):
-            tell(found)
-        return own(*args, **named)
+    @functools.wraps(own)
+    def encode_prompt(*args: Any, **named: Any) -> Any:
+        encoded = own(*args, **named)
+        heard.append(texts(signature.bind(*args, **named).arguments.get("prompt")))
+        return encoded
 
-    pipe.encode_prompt = encode_prompt
-    try:
+    def encoded() -> None:
+        tell(heard[0] if heard else [])
+        heard.clear()
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(pipe, "encode_prompt", encode_prompt))
+        stack.enter_context(before(pipe, "prepare_latents", encoded))
+        if hasattr(pipe, "check_inputs"):  # what a run that broke off has encoded is forgotten
+            stack.enter_context(before(pipe, "check_inputs", heard.clear))
         yield
-    finally:
-        del pipe.encode_prompt
 
 
-def repeated(prompt: str | Sequence[str] | None, count: int) -> list[str]:
-    """Each prompt `count` times in a row, as pipelines order their images; [] without prompts."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-    return [each for each in prompts for _ in range(count)]
+def texts(prompt: str | Sequence[str] | None) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt or [])

@@ -28,7 +28,7 @@ def weighted(scorers: Scorers) -> list[tuple[Scorer, float]]:
         if not callable(scorer):
             raise TypeError(f"a scorer is a callable, got {type(scorer).__name__}")
     total = sum(weight for _, weight in pairs)
-    if not pairs or total <= 0 or any(weight < 0 for _, weight in pairs):
+    if not total > 0 or any(weight < 0 for _, weight in pairs):
         raise ValueError(f"weights must be positive, got {[weight for _, weight in pairs]}")
     return [(scorer, weight / total) for scorer, weight in pairs]
 
@@ -51,6 +51,19 @@ def rate(scorer: Scorer, images: Tensor, prompts: Sequence[str] | None = None) -
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{name_of(scorer)} must give a Tensor[{len(images)}], got {found}")
     return scores.float().to(images.device)
+
+
+def one_an_image(prompts: Sequence[str] | None, count: int) -> list[str] | None:
+    """Prompts for `count` images, each for as many in a row as pipelines make of it; None without.
+
+    Raises:
+        ValueError: they do not divide up.
+    """
+    if not prompts:
+        return None
+    if count % len(prompts):
+        raise ValueError(f"{len(prompts)} prompts for {count} images: give one an image")
+    return [prompt for prompt in prompts for _ in range(count // len(prompts))]
 
 
 def _rate_videos(scorer: Scorer, videos: Tensor, prompts: Sequence[str] | None) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .prompts import PER_PROMPT
 from .seeded import seeded
 
+PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt")
 # What a search decides for itself.
 OWN = ("generator", "latents", "output_type", "return_dict", *PER_PROMPT)
 

@@ -16,6 +16,7 @@ from .halving import HALVING, Candidate, Cut, Halving, check_cuts
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, rate, weighted
 from .sampling import Samples, one_prompt_each, sample, to_pil
+from .tap import release
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Search:
         self.pipe, self.scorers, self.held_out = pipe, scorers, held_out
         self.kwargs, self.batch_size, self.record, self.bar = kwargs, batch_size, record, bar
         self.prompt = kwargs.get("prompt")
+        release(getattr(pipe, "scheduler", None))
 
     def all(self, seeds: list[int], noise: Tensor | None = None) -> list[Candidate]:
         """Every seed's candidate, batch by batch; from these noises [N, ...] if given."""

@@ -48,6 +48,7 @@ class Step:
     pullback: Callable[[Tensor], Tensor] | None = None
 
 
+HELD = "_tastemaker_tap"
 TapFunction = Callable[[Step], "Tensor | None"]
 
 
@@ -69,7 +70,7 @@ def tap(
         RuntimeError: the scheduler is tapped already.
     """
     check_scheduler(scheduler)
-    if "_tastemaker_tap" in scheduler.__dict__:
+    if HELD in vars(scheduler):
         raise RuntimeError(f"{name_of(scheduler)} is tapped already: leave the other context first")
     if clips(scheduler):
         warnings.warn(
@@ -79,12 +80,19 @@ def tap(
         )
     own = type(scheduler)
     scheduler.__class__ = _tapped(own)
-    scheduler._tastemaker_tap = _Tap(function, on_start, after)
+    setattr(scheduler, HELD, _Tap(function, on_start, after))
     try:
         yield
     finally:
         scheduler.__class__ = own
-        scheduler.__dict__.pop("_tastemaker_tap", None)
+        vars(scheduler).pop(HELD, None)
+
+
+def release(scheduler: Any) -> None:
+    """Ends the tap of a run that broke off before it could end it itself."""
+    held = getattr(scheduler, HELD, None)
+    if held is not None and held.release is not None:
+        held.release()
 
 
 class _Tap:
@@ -95,6 +103,7 @@ class _Tap:
         after: Callable[[int, Tensor], None] | None,
     ):
         self.function, self.on_start, self.after, self.index = function, on_start, after, 0
+        self.release: Callable[[], None] | None = None  # whoever comes next may end it by this
 
     def __deepcopy__(self, memo: dict) -> None:
         return None  # some pipelines copy their scheduler, e.g. for sound: the copy is not tapped
@@ -106,7 +115,7 @@ def _tapped(own: type) -> type:
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **named: Any
     ):
-        held = self.__dict__.get("_tastemaker_tap")
+        held = vars(self).get(HELD)
         if held is None:
             return own.step(self, model_output, timestep, sample, *args, **named)
         if "generator" not in named and adds_noise(self, named):
@@ -119,7 +128,7 @@ def _tapped(own: type) -> type:
 
     @functools.wraps(own.set_timesteps)  # and for `sigmas` in this one's
     def set_timesteps(self: Any, *args: Any, **named: Any):
-        held = self.__dict__.get("_tastemaker_tap")
+        held = vars(self).get(HELD)
         if held is not None:
             held.index = 0
             if held.on_start is not None:

@@ -8,8 +8,16 @@ import tiny_pipes
 import torch
 from stub import Brightness
 
+from tastemaker.guidance import (
+    best_of_n,
+    calibrate_pruning,
+    optimize_noise,
+    search_noise,
+    steer_particles,
+)
 from tastemaker.guidance.pipelines import RewardCallback, reward_guidance
-from tastemaker.guidance.prompts import repeated, watched_prompts
+from tastemaker.guidance.prompts import texts, watched_prompts
+from tastemaker.guidance.rewards import one_an_image
 
 PIPES = ("SD 1.5", "SDXL", "SD3", "Flux", "Qwen-Image", "Z-Image", "Wan")
 
@@ -143,6 +151,89 @@ def test_a_callbacks_run_that_broke_off_leaks_into_no_other(armed):
     assert "prepare_latents" not in vars(pipe) and "encode_prompt" not in vars(pipe)
 
 
+@pytest.mark.parametrize("name", PIPES)
+def test_a_run_that_breaks_off_before_its_first_step_leaks_neither(name):
+    pipe = tiny_pipes.make(name)
+    plain = run(pipe, name)
+    callback = RewardCallback(red, window=(0, 1), pipe=pipe)
+    with pytest.raises(AttributeError):
+        run(pipe, name, latents="none", **hooked(callback))
+    assert callback.record.rows == [] and torch.equal(run(pipe, name), plain)
+    assert not (vars(pipe).keys() & {"check_inputs", "encode_prompt", "prepare_latents"})
+
+
+def test_a_run_that_never_began_is_told_by_the_next_one():
+    """A misspelt argument: the pipeline calls nothing by which the callback could know."""
+    pipe = tiny_pipes.make("Flux")
+    plain = run(pipe, "Flux")
+    with pytest.raises(TypeError, match="steps"):
+        run(pipe, "Flux", steps=4, **hooked(RewardCallback(red, window=(0, 1), pipe=pipe)))
+    with pytest.raises(RuntimeError, match="armed for a run that never began: .* again"):
+        run(pipe, "Flux")
+    assert torch.equal(run(pipe, "Flux"), plain)
+
+
+METHODS = {
+    "callback": lambda pipe: run(
+        pipe, "SD 1.5", **hooked(RewardCallback(red, window=(0, 1), pipe=pipe))
+    ),
+    "particles": lambda pipe: steer_particles(pipe, red, n=2, **given()).latents,
+    "best": lambda pipe: best_of_n(pipe, red, n=4, prune=[(0.5, 0.5)], **given()).latents,
+    "noise": lambda pipe: search_noise(pipe, red, rounds=2, n=1, **given()).latents,
+    "climb": lambda pipe: optimize_noise(pipe, red, iterations=1, **given()).latents,
+    "calibrated": lambda pipe: torch.tensor(
+        calibrate_pruning(pipe, red, 4, n=4, **given()).correlation
+    ),
+}
+
+
+def given():
+    named = {key: v for key, v in tiny_pipes.call("SD 1.5").items() if key != "generator"}
+    return dict(pipe_kwargs=named, progress=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_a_callbacks_run_that_broke_off_everything_else_works(method):
+    """As in a notebook whose cell was interrupted and is run again."""
+    pipe, other = tiny_pipes.make("SD 1.5"), tiny_pipes.make("SD 1.5")
+
+    def interrupted(pipe, i, t, kwargs):
+        raise KeyboardInterrupt
+
+    stale = RewardCallback(red, scale=0.2, window=(0, 1), pipe=pipe)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, "SD 1.5", **hooked(interrupted))
+    assert torch.equal(METHODS[method](pipe), METHODS[method](other))
+    assert not (vars(pipe).keys() & {"check_inputs", "encode_prompt", "prepare_latents"})
+    stale.disarm()  # has nothing left to do
+    assert torch.equal(run(pipe, "SD 1.5"), run(other, "SD 1.5"))
+
+
+def test_another_scheduler_after_a_run_that_broke_off_is_guided_too():
+    pipe, callback = tiny_pipes.make("SD 1.5"), RewardCallback(red, window=(0, 1))
+
+    def breaking(pipe, i, t, kwargs):
+        callback(pipe, i, t, kwargs)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        run(pipe, "SD 1.5", **hooked(breaking))
+    before = pipe.scheduler
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**tiny_pipes.SD_SCHEDULE)
+    run(pipe, "SD 1.5", **hooked(callback))
+    assert len(callback.record.rows) == tiny_pipes.STEPS - 1
+    assert type(before) is diffusers.DDIMScheduler
+    assert type(pipe.scheduler) is diffusers.EulerDiscreteScheduler
+
+
+def test_a_callback_that_was_armed_for_another_pipeline_says_so():
+    pipe, other = tiny_pipes.make("SD 1.5"), tiny_pipes.make("SD 1.5")
+    callback = RewardCallback(red, pipe=pipe)
+    with pytest.raises(ValueError, match="armed for another StableDiffusionPipeline"):
+        run(other, "SD 1.5", **hooked(callback))
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler
+
+
 def test_an_unknown_pipeline_or_scheduler_is_refused_before_anything_runs():
     pipe = tiny_pipes.make("SD 1.5", diffusers.KDPM2DiscreteScheduler(**tiny_pipes.SD_SCHEDULE))
     before = state(pipe)
@@ -165,30 +256,104 @@ def test_an_unknown_pipeline_or_scheduler_is_refused_before_anything_runs():
 class Texts:
     """What `watched_prompts` needs of a pipeline."""
 
+    def check_inputs(self, prompt):
+        if prompt == "bad":
+            raise KeyError(prompt)
+
     def encode_prompt(self, prompt=None, device=None, num_images_per_prompt=1, prompt_embeds=None):
         return prompt
 
+    def __call__(self, prompt=None, prompt_embeds=None, negative=None):
+        self.check_inputs(prompt)
+        self.encode_prompt(prompt, prompt_embeds=prompt_embeds)
+        if negative is not None:
+            self.encode_prompt(prompt=negative)
+        self.prepare_latents()
 
-def test_prompts_are_heard_one_an_image():
+    def prepare_latents(self):
+        pass
+
+
+def test_each_runs_prompts_are_heard_and_not_the_negative_ones():
     pipe, heard = Texts(), []
     with watched_prompts(pipe, heard.append):
-        assert "num_images_per_prompt" in inspect.signature(Texts.encode_prompt).parameters
-        pipe.encode_prompt("a")
-        pipe.encode_prompt(["a", "b"], num_images_per_prompt=2)
-        pipe.encode_prompt(prompt_embeds=torch.zeros(1))
-    assert heard == [["a"], ["a", "a", "b", "b"]]
+        pipe("a")
+        pipe(["a", "b"], negative=["c", "d"])
+        with pytest.raises(KeyError):
+            pipe("bad")
+        pipe(prompt_embeds=torch.zeros(1))
+        pipe(("e", "f"))
+    assert heard == [["a"], ["a", "b"], [], ["e", "f"]]
     assert vars(pipe) == {}
-    assert repeated(None, 3) == []
+    assert texts(None) == []
+
+
+def test_a_prompt_is_that_of_as_many_images_in_a_row_as_it_makes():
+    assert one_an_image(["a", "b"], 4) == ["a", "a", "b", "b"]
+    assert one_an_image(["a"], 1) == ["a"] and one_an_image([], 3) is one_an_image(None, 3) is None
+    with pytest.raises(ValueError, match="2 prompts for 3 images"):
+        one_an_image(["a", "b"], 3)
+
+
+class Reader:
+    """Redness, and the prompts that came with it."""
+
+    def __init__(self):
+        self.heard = []
+
+    def __call__(self, images, prompts):
+        self.heard.append(prompts)
+        return red(images)
 
 
 def test_prompts_that_are_given_reach_the_scorer():
-    heard = []
-
-    def reader(images, prompts):
-        heard.append(prompts)
-        return red(images)
-
-    pipe = tiny_pipes.make("SD 1.5")
+    reader, pipe = Reader(), tiny_pipes.make("SD 1.5")
     with reward_guidance(pipe, reader, window=(0, 1), prompts=["x", "y"]):
         run(pipe, "SD 1.5")
-    assert heard == [["x", "y"]] * tiny_pipes.STEPS
+    assert reader.heard == [["x", "y"]] * tiny_pipes.STEPS
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("callback", [False, True])
+def test_the_pipelines_own_prompts_reach_the_scorer(name, callback):
+    """A list of them, and negative ones that some pipelines encode in a second call."""
+    pipe, reader = tiny_pipes.make(name), Reader()
+    embedded = {k: v for k, v in tiny_pipes.call(name, 2).items() if "embeds" in k}
+    named = {k: v for k, v in tiny_pipes.call(name, 2).items() if k not in embedded}
+    # Images a prompt; where embeddings are given, these three do not repeat them.
+    count = 1 if name in ("SD3", "Flux", "Wan") else 2
+    named |= dict(prompt=["a", "b"], negative_prompt=["c", "d"], output_type="latent")
+    if count == 2:
+        named["num_images_per_prompt"] = count
+        named["generator"] = [torch.Generator().manual_seed(i) for i in range(4)]
+    if name in ("Flux", "Qwen-Image"):
+        named["true_cfg_scale"] = 2.0
+    told = encoding(pipe, name, embedded)
+    if callback:
+        named |= hooked(RewardCallback(reader, window=(0, 1), pipe=pipe))
+        pipe(**named)
+    else:
+        with reward_guidance(pipe, reader, window=(0, 1)):
+            pipe(**named)
+    pictures = 3 if name == "Wan" else count  # of a video, a scorer of pictures sees three frames
+    expected = ["a"] * pictures + ["b"] * pictures
+    assert reader.heard == [expected] * len(reader.heard) and reader.heard
+    assert ["c", "d"] in told  # the negative ones were encoded too
+
+
+def encoding(pipe, name, embedded):
+    """Gives the pipeline an `encode_prompt` that needs no text encoder; the texts that it is told."""
+    own, told = type(pipe).encode_prompt, []
+    signature = inspect.signature(own)
+
+    class Encoding(type(pipe)):
+        def encode_prompt(self, *args, **named):
+            given = signature.bind(self, *args, **named).arguments
+            told.extend(given[key] for key in ("prompt", "negative_prompt") if given.get(key))
+            known = {k: v for k, v in embedded.items() if k in signature.parameters}
+            return own(**{**given, **known})
+
+    Encoding.__name__ = type(pipe).__name__
+    Encoding.encode_prompt.__signature__ = signature
+    pipe.__class__ = Encoding
+    return told
