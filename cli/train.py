@@ -56,6 +56,7 @@ def command(
     wherever a scorer is named: `tastemaker rank PICTURES --scorer ./my-taste`.
     """
     if full:
+        _check_free(out, overwrite)
         metrics, notes = _full(pairs, base, out, name, test_fraction, seed, device)
     else:
         from ..preferences.train import train
@@ -72,6 +73,14 @@ def command(
     click.echo(f"written to {click.format_filename(out)}")
 
 
+def _check_free(out: Path, overwrite: bool) -> None:
+    """FileExistsError if a scorer is there that is not to be overwritten; a killed run goes on."""
+    from ..preferences.finetune import CHECKPOINTS
+
+    if (out / "config.json").exists() and not (out / CHECKPOINTS).exists() and not overwrite:
+        raise FileExistsError(f"{out} holds something already: choose another, or overwrite it")
+
+
 def _full(pairs, base, out, name, test_fraction, seed, device):
     """Fine-tunes the whole base."""
     from ..preferences.finetune import finetune
@@ -80,7 +89,9 @@ def _full(pairs, base, out, name, test_fraction, seed, device):
     from ..scorers.personal import check_base
 
     check_base(base)
-    kept, held, _, notes = prepared(pairs, None, test_fraction, seed)
+    kept, held, dropped, notes = prepared(pairs, None, test_fraction, seed)
+    if dropped:
+        notes.append(f"{dropped} comparisons between both parts were left out")
     scorer = load_scorer(base, device=device)
     return finetune(scorer, kept, held, out, name=name, seed=seed).said.get("metrics", {}), notes
 

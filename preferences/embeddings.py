@@ -196,7 +196,8 @@ def _embed(
 ) -> Iterator[tuple[bytes | int, Tensor]]:
     """(key, embedding [D]) of the files in `pictures` (by key), in order."""
     stream = score_stream(_Embedder(scorer), list(pictures.values()), batch_size, "raise")
-    total, shown = len(pictures), progress is True
+    total = len(pictures)
+    shown = progress is True and total > 0
     bar = tqdm(stream, total=total, unit="image", desc="embedding", disable=not shown)
     for done, (key, scored) in enumerate(zip(pictures, bar, strict=True), 1):
         yield key, scored.score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -225,10 +226,11 @@ def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Compari
     if not len(p):
         return {}, None, difference, p
     before = card_metrics(_difference(scores, kept), kept.p, kept.pairs, tau=own_tau(scorer.card))
-    # Several times over where there are few: the numbers are those of the comparisons themselves.
     counts = {name: before[name] for name in ("comparisons", "decided")}
     metrics = {"cross_validated": card_metrics(difference, p) | counts, "base": before}
-    return metrics, None, difference, p
+    # Folds are repeated where there are few; each comparison about once, or intervals are too narrow.
+    once = math.ceil(len(p) / max(1, min(5, 2000 // len(kept))))
+    return metrics, None, difference[:once], p[:once]
 
 
 def _difference(scores: Tensor, comparisons: Comparisons) -> Tensor:

@@ -204,6 +204,20 @@ def test_qrealign_is_refused_before_it_is_loaded(compared, tmp_path):
     assert not (tmp_path / "taste").exists() and not (tmp_path / "x").exists()
 
 
+def test_a_finished_fine_tune_is_not_replaced_unasked(compared, tmp_path):
+    comparisons, _ = compared
+    write_comparisons(tmp_path / "pairs.csv", comparisons)
+    out = tmp_path / "tuned"
+    config = {"tastemaker": "nano", "personal": {"name": "tuned"}}
+    write_checkpoint(out, config, {"weight": torch.ones(1)})
+    before = (out / "config.json").read_bytes()
+    arguments = ["train", str(tmp_path / "pairs.csv"), "--out", str(out)]
+    for more in (["--full"], [], ["--overwrite"]):
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.exit_code == 1 and "holds" in result.stderr
+        assert (out / "config.json").read_bytes() == before
+
+
 def test_what_progress_raises_ends_it_and_nothing_is_lost(compared, tmp_path):
     comparisons, _ = compared
     new = [tmp_path / image.name for image in comparisons.images]
