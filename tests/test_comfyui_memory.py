@@ -301,7 +301,7 @@ def spy(models, *rest, **options):
     return own(models, *rest, **options)
 with patch.object(mm, "load_models_gpu", spy):
     sample(model, cond)
-record = model.get_attachment(guided.KEY).runs[0][1]
+record = model.get_attachment(guided.KEY).runs._last[0][1]
 result = [asked, [row.reward is not None for row in record.rows]]
 """
     )
