@@ -24,8 +24,8 @@ COLOURS = {  # sRGB in [0, 1]
     "white": (0.94, 0.94, 0.94),
     "black": (0.08, 0.08, 0.08),
 }
-RADIUS = (6.0, 12.0)  # px
-SMALL, LARGE = 7.5, 10.5  # px; a radius below and above is called so
+RADIUS = (7.0, 13.0)  # px
+SMALL, LARGE = 8.5, 11.5  # px; a radius below and above is called so
 WORDS = ("a", "on", "shape", "small", "large", *SHAPES, *COLOURS)
 
 
@@ -44,9 +44,9 @@ class Attributes(NamedTuple):
     def taste(self) -> Tensor:
         """[N]: how warm (red above blue), large and central the shapes are; mean 0, deviation 0.5."""
         warmth = (self.rgb[:, 0] - self.rgb[:, 2] - 0.16) / 0.51
-        size = (self.radius - 9) / 1.74
+        size = (self.radius - 10) / 1.73
         distance = (self.centre - SIDE / 2).norm(dim=1)
-        return (warmth + size + (4.6 - distance) / 2.23) * 0.26
+        return (warmth + size + (3.83 - distance) / 2.0) * 0.26
 
 
 class Drawing(NamedTuple):
@@ -81,7 +81,7 @@ def _attributes(n: int, g: torch.Generator) -> Attributes:
     radius = _between(*RADIUS, (n,), g)
     room = SIDE / 2 - radius - 1  # the whole shape is in the picture
     centre = SIDE / 2 + room[:, None] * _between(-1, 1, (n, 2), g)
-    turn = _between(-0.4, 0.4, (n,), g)
+    turn = _between(-0.25, 0.25, (n,), g)
     return Attributes(shape, colour, ground, rgb, ground_rgb, radius, centre, turn)
 
 

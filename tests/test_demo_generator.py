@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tastemaker.demo import learn_rewards, realism, shapes
 from tastemaker.demo.generator import GUIDANCE_SCALE, WEIGHTS, load_pipeline
+from tastemaker.demo.recognise import recognised
 from tastemaker.demo.rewards import NAMES, load_reward
 from tastemaker.demo.shapes import COLOURS, SHAPES, SIDE, draw
 from tastemaker.demo.tokenizer import END, learn_merges
@@ -299,6 +300,13 @@ def test_prompts_are_obeyed(pipe):
     found = shape_colours(generate(pipe, prompts))
     right = sum(a == b for a, b in zip(asked, found, strict=True))
     assert right >= 0.9 * 32, list(zip(prompts, found, strict=True))
+
+
+@pytest.mark.slow
+def test_shapes_are_the_ones_that_were_asked_for(pipe):
+    found = recognised(pipe, each=16)
+    assert found["drawn"] >= 0.98 and found["copied"] >= 0.95, found
+    assert found["generated"] >= 0.85, found
 
 
 def test_pictures_differ_and_a_generator_decides_them(pipe):
