@@ -58,7 +58,11 @@ class Trained:
 
     def plot(self) -> Image.Image | None:
         """The calibration curve; None of fewer than 20 decided comparisons."""
-        return pair_plots(self.difference, self.p, name=self.scorer.card.name).get("calibration")
+        name = self.scorer.card.name
+        if kind := measured_part(self.metrics):
+            found = self.metrics[kind]
+            name += f", right in {found['accuracy']:.1%} of {found['decided']}"
+        return pair_plots(self.difference, self.p, name=name).get("calibration")
 
 
 def accuracy_lines(metrics: Mapping[str, Any], base: str) -> list[str]:

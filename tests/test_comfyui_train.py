@@ -7,6 +7,7 @@ import time
 import comfyui_sampling as s
 import numpy as np
 import pytest
+import tiny_vit
 import torch
 from comfyui_server import ExecutionError, interrupted
 from PIL import Image, ImageFilter
@@ -136,12 +137,19 @@ def test_the_pages_store_is_in_the_menu(comfyui, compared):
 
 
 def test_what_has_an_embedding_is_a_base(comfyui, compared):
+    images, _ = compared
     bases = listed(comfyui, NODE, "base")
     assert bases[:3] == ["nano", "joyquality", "rali"]
     assert "models/tastemaker/my-taste" in bases and not any("q-realign" in b for b in bases)
     second = training(base="models/tastemaker/my-taste", name="second")
     comfyui.run(second)
     assert load_scorer(folder_of(comfyui, "second"), device="cpu").base.card.name == "my-taste"
+    tiny_vit.make_joyquality().save_pretrained(folder_of(comfyui, "siglip"))
+    assert "models/tastemaker/siglip" in listed(comfyui, NODE, "base")
+    own = training(base="models/tastemaker/siglip", name="on-siglip")
+    comfyui.run(own | scoring(images[:6], ["train", 0]))
+    expected = load_scorer(folder_of(comfyui, "on-siglip"), device="cpu").score(images[:6])
+    assert torch.allclose(torch.tensor(s.dumped(comfyui, "scored")), expected, atol=1e-6)
     with pytest.raises(ExecutionError, match="my-taste is what the base rests on"):
         comfyui.run(training(base="models/tastemaker/second", overwrite=True))
 
@@ -256,3 +264,28 @@ def reward(comfyui, strength):
     comfyui.run({**training(), **graph})
     (value,) = s.dumped(comfyui, "reward")
     return value
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_the_page_shows_what_was_learned(comfyui, compared, comfyui_page, vue):
+    page = comfyui_page
+    page.setting("Comfy.VueNodes.Enabled", vue)
+    try:
+        widgets = {"votes.path": "taste.csv", "name": f"of-the-web-{vue}"}
+        script = """
+            const node = LiteGraph.createNode(arguments[0]);
+            app.graph.add(node);
+            for (const [name, value] of Object.entries(arguments[1]))
+                node.widgets.find((widget) => widget.name === name).value = value;
+            return node.id;
+        """
+        number = page.js(script, NODE, widgets)
+        page.calm()
+        assert page.complaints() == [] and page.cut_off() == []
+        entry = page.run()
+        page.calm()
+        assert page.previews(number) == [(900, 480)]
+        assert page.complaints() == [] and page.console() == []
+        assert "Right in" in s.said(entry, str(number))
+    finally:
+        page.setting("Comfy.VueNodes.Enabled", False)
