@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..scorers.base import Scorer
 from ..scorers.stream import decode_ahead
 from .comparisons import Comparisons
+from .head import bradley_terry
 
 
 class Batch(NamedTuple):
@@ -54,20 +54,10 @@ def order(total: int, first: int, count: int, seed: int) -> np.ndarray:
     return np.array([orders[n][place] for n, place in zip(passes, places, strict=True)])
 
 
-def comparison_loss(difference: Tensor, p: Tensor) -> Tensor:
-    """Bradley-Terry's negative log likelihood of each comparison, in nats.
-
-    Args:
-        difference: [P] left score minus right score.
-        p: [P] probability that the left one is preferred.
-    """
-    return p * F.softplus(-difference) + (1 - p) * F.softplus(difference)
-
-
 def batch_loss(scorer: Scorer, batch: Batch) -> Tensor:
     """The mean loss of a batch's comparisons, float32."""
     left, right = scores_of(scorer, batch.pictures)[batch.pairs.to(scorer.device)].unbind(1)
-    return comparison_loss(left - right, batch.p.to(scorer.device)).mean()
+    return bradley_terry(left - right, batch.p.to(scorer.device)).mean()
 
 
 def scores_of(scorer: Scorer, pictures: Sequence[Tensor]) -> Tensor:
@@ -100,7 +90,7 @@ def scores_of_files(scorer: Scorer, images: Sequence[Path], together: int) -> Te
 def held_out_loss(scorer: Scorer, test: Comparisons, together: int) -> float:
     """The mean loss of comparisons, each of whose images is scored once."""
     left, right = scores_of_files(scorer, test.images, together)[test.pairs].unbind(1)
-    return comparison_loss(left - right, test.p).mean().item()
+    return bradley_terry(left - right, test.p).mean().item()
 
 
 def _plan(

@@ -7,7 +7,6 @@ suggested for being hard to guess; nor do ties.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .asking import Pair
+from .bootstrap import wilson
 from .votes import ANSWERS, Vote, Votes
 
 CHUNK = 8  # pictures embedded at a time; between them, new votes are learned from
@@ -194,7 +194,7 @@ def measure(votes: Sequence[Vote], guesses: dict[str, Guess]) -> dict[str, Any]:
     right = [_right(vote, guesses[vote.key].learned) for vote in judged]
     base = [_right(vote, guesses[vote.key].base) for vote in judged]
     n = len(judged)
-    low, high = wilson(sum(right), n)
+    low, high = wilson(sum(right) / n, n) if n else (0.0, 1.0)
     return {
         "tested": n,
         "accuracy": sum(right) / n if n else 0.5,
@@ -203,16 +203,6 @@ def measure(votes: Sequence[Vote], guesses: dict[str, Guess]) -> dict[str, Any]:
         "base": sum(base) / n if n else 0.5,
         "curve": _curve(right),
     }
-
-
-def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share = right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _right(vote: Vote, difference: float) -> float:

@@ -16,6 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .taste import Taste
+
+MOST = 1.0  # penalty: an infinite one says that nothing was learned yet, not that all is known
 IMAGES = 160  # drawn for one suggestion; every pair of them is a candidate: 12,720
 
 
@@ -86,6 +89,21 @@ def suggest_pairs(
     sides = torch.rand(len(pairs), generator=generator) < 0.5
     found = drawn[torch.tensor(pairs, dtype=torch.int64).view(-1, 2)]
     return torch.where(sides[:, None], found, found.flip(1))
+
+
+def suggest_for(
+    taste: Taste,
+    embeddings: Tensor,
+    scores: Tensor | None,
+    pairs: Tensor,
+    count: int,
+    seed: int = 0,
+) -> Tensor:
+    """`suggest_pairs` for a taste that was fitted to `pairs` [P, 2] of these N images."""
+    x = taste.view(embeddings, scores)
+    penalty = min(taste.chosen.penalty, MOST)
+    known = posterior(x[pairs[:, 0]] - x[pairs[:, 1]], taste.w, penalty)
+    return suggest_pairs(x, known, count, compared=pairs, seed=seed)
 
 
 def information(score: Tensor, covariance: Tensor) -> Tensor:

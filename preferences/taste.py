@@ -9,7 +9,50 @@ import torch
 from torch import Tensor
 
 from .comparisons import Comparisons
-from .head import PENALTIES, CrossValidation, Space, cross_validate, fit_head
+from .head import PENALTIES, TYPICAL, CrossValidation, Rows, Space, cross_validate, fit_head
+
+STRENGTH = 2.0  # of what is kept, all together, where all comparisons together weigh 1
+SHARP = 16.0  # 1 / the score difference beyond which the order of what is kept is settled
+
+
+class View(NamedTuple):
+    """What a head sees of pictures: their embeddings in a space, and what the base makes of them.
+
+    The base's score comes last, multiplied by how much it is known to count before the rest is
+    learned: a head with 1 there and 0 elsewhere gives that, and is where learning starts from.
+    """
+
+    space: Space
+    gain: float | None = None  # None without a base
+
+    def __call__(self, embeddings: Tensor, scores: Tensor | None) -> Tensor:
+        """[N, D], and the base's scores [N], to [N, R] float64, or [N, R + 1] with a base."""
+        x = self.space(embeddings)
+        return x if self.gain is None else torch.cat([x, self.gain * scores.double()[:, None]], 1)
+
+    @property
+    def w0(self) -> Tensor:
+        w0 = self.space.basis.new_zeros(self.space.basis.shape[1])
+        return w0 if self.gain is None else torch.cat([w0, w0.new_ones(1)])
+
+
+class Kept(NamedTuple):
+    """A pairs whose order a taste must not turn round: the embeddings [A, D] and base scores [A]."""
+
+    better: Tensor
+    worse: Tensor
+    better_scores: Tensor | None = None
+    worse_scores: Tensor | None = None
+
+    def rows(self, view: View) -> Rows | None:
+        """As comparisons with a loss that is almost flat once the order is right.
+
+        It says nothing about by how much: softplus(-s z) / s is a hinge at 0, rounded by 1 / s.
+        """
+        x = view(self.better, self.better_scores) - view(self.worse, self.worse_scores)
+        if not len(x):
+            return None
+        return Rows(SHARP * x, x.new_ones(len(x)), x.new_full((len(x),), STRENGTH / SHARP / len(x)))
 
 
 class Taste(NamedTuple):
@@ -24,6 +67,8 @@ class Taste(NamedTuple):
     gain: float
     bias: float
     chosen: CrossValidation
+    view: View
+    w: Tensor  # of what the view shows: the same judgement, where the penalty is even
 
     def __call__(self, embeddings: Tensor, scores: Tensor | None = None) -> Tensor:
         """[N, D], and the base's scores [N], to [N] float64. Without those, of what has no base."""
@@ -39,6 +84,7 @@ def fit_taste(
     unit: float | None = None,
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
+    kept: Kept | None = None,
 ) -> Taste:
     """Fits a taste, its penalty chosen by cross-validation over images. Deterministic.
 
@@ -51,43 +97,46 @@ def fit_taste(
         unit: the difference of base scores that makes odds of e to 1, as far as is known beforehand;
             by default their deviation.
         penalties: those to choose from; one is taken as it is.
+        kept: pairs to be ordered right whatever the comparisons say.
 
     Raises:
         ValueError: no comparison of two different images, or features that are not finite.
     """
     if not len(comparisons) or bool((comparisons.pairs[:, 0] == comparisons.pairs[:, 1]).all()):
         raise ValueError("there is no comparison of two different images")
-    left, right = comparisons.pairs.T
     space = Space.of(embeddings)
-    features, gain = space(embeddings), 0.0
-    axes = features.shape[1]
-    if not axes:
+    if not space.basis.shape[1]:
         raise ValueError(
             "the compared images are all one to the base: it has nothing to learn from"
         )
-    w0 = torch.zeros(axes).double()
+    left, right = comparisons.pairs.T
+    gain = None
     if scores is not None:
         scores = scores.double()
         gain = _gain(scores[left] - scores[right], comparisons.p, unit or float(scores.std()))
-        features = torch.cat([features, gain * scores[:, None]], 1)
-        w0 = torch.cat([w0, torch.ones(1).double()])
+    view = View(space, gain)
+    features = view(embeddings, scores)
     x = features[left] - features[right]
-    chosen = cross_validate(x, w0, comparisons, penalties, seed)
-    w = fit_head(x, comparisons.p, w0, chosen.penalty)
-    weight, bias = space.weight(w[:axes]), 0.0
-    if scores is not None:
-        gain *= float(w[-1])
-        bias = -gain * float(scores.mean())
-    return Taste(weight, space.center, gain, bias, chosen)
+    more = kept.rows(view) if kept is not None else None
+    if len(penalties) > 1:
+        chosen = cross_validate(x, view.w0, comparisons, penalties, seed, TYPICAL, more)
+    else:
+        chosen = CrossValidation(penalties[0], {}, x.new_zeros(0), x.new_zeros(0))
+    w = fit_head(x, comparisons.p, view.w0, chosen.penalty, more)
+    axes = space.basis.shape[1]
+    gain = 0.0 if gain is None else gain * float(w[axes])
+    bias = 0.0 if scores is None else -gain * float(scores.mean())
+    return Taste(space.weight(w[:axes]), space.center, gain, bias, chosen, view, w)
 
 
 def _gain(difference: Tensor, p: Tensor, unit: float) -> float:
-    """What the base's differences [P] are multiplied by: the likeliest, 1 / unit beforehand.
+    """What the base's differences [P] are multiplied by: the likeliest, 1 / (2 unit) beforehand.
 
-    What is known beforehand weighs as a normal distribution half as wide as its mean, so that a
-    handful of comparisons that the base has all right, or all wrong, gives no extreme.
+    A base may know all of a taste or nothing. What is known beforehand weighs as a normal
+    distribution as wide as its mean, so that a handful of comparisons that the base has all right, or
+    all wrong, gives no extreme.
     """
     if not unit > 0:
         return 0.0  # the base finds all images equal
-    one = torch.ones(1, dtype=torch.float64)
-    return float(fit_head(difference[:, None] / unit, p, one, 2 / len(p))) / unit
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    return float(fit_head(difference[:, None] / unit, p, half, 2 / len(p))) / unit

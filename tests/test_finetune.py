@@ -26,7 +26,6 @@ from tastemaker.preferences import finetune as module
 from tastemaker.preferences.batches import (
     batch_loss,
     batches,
-    comparison_loss,
     held_out_loss,
     order,
     scores_of,
@@ -34,6 +33,7 @@ from tastemaker.preferences.batches import (
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.embeddings import content_of
 from tastemaker.preferences.finetune import finetune, float32_heads
+from tastemaker.preferences.head import bradley_terry
 from tastemaker.preferences.trainer import CHECKPOINT
 from tastemaker.ranking.calibrated import fit_tau
 from tastemaker.scorers import load_scorer, resize
@@ -232,14 +232,14 @@ def test_a_fine_tuned_scorer_is_a_base_too(nano, data, tmp_path):
 def test_the_loss_is_the_cross_entropy_of_the_win_probability(difference, p):
     d, p = torch.tensor([difference, -difference]), torch.tensor([p, 1 - p])
     expected = F.binary_cross_entropy_with_logits(d.double(), p.double(), reduction="none")
-    loss = comparison_loss(d, p)
+    loss = bradley_terry(d, p)
     torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss[0], loss[1], atol=1e-5, rtol=1e-5)  # left and right are alike
 
 
 def test_a_tie_pulls_scores_together_and_huge_differences_stay_finite():
     d = torch.tensor([2.0, -2.0, 0.0, 1e4, -1e4], requires_grad=True)
-    loss = comparison_loss(d, torch.tensor([0.5, 0.5, 0.5, 0.0, 1.0]))
+    loss = bradley_terry(d, torch.tensor([0.5, 0.5, 0.5, 0.0, 1.0]))
     (gradient,) = torch.autograd.grad(loss.sum(), d)
     assert loss.isfinite().all() and gradient[0] > 0 > gradient[1] and gradient[2] == 0
     assert gradient[3:].tolist() == [1, -1]

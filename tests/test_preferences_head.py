@@ -169,7 +169,7 @@ def test_the_space_of_two_images_and_of_equal_ones():
 def test_cross_validation_prefers_the_base_when_the_base_is_the_taste():
     features, comparisons, taste = simulated(count=150, d=40)
     right = fit_taste(features, features @ taste, comparisons, unit=1.0)
-    assert right.chosen.penalty >= 0.1 and 0.7 < right.gain < 1.4
+    assert right.chosen.penalty >= 0.03 and 0.7 < right.gain < 1.4  # 0.1 of a logit is added
     score = right(features, features @ taste)
     assert torch.corrcoef(torch.stack([score, features @ taste]))[0, 1] > 0.99
 

@@ -15,9 +15,10 @@ from PIL import Image
 from voting_tools import OTHER, TAB, TOKEN, Server, make_booth
 
 from tastemaker.preferences.asking import FIRST, Pair, next_random, next_suggested, read_queue
-from tastemaker.preferences.learning import Learner, measure, wilson
+from tastemaker.preferences.learning import Guess, Learner, measure
 from tastemaker.preferences.showing import BOXES, box_for, render
 from tastemaker.preferences.votes import Votes, read_votes
+from tastemaker.preferences.votes_file import Vote
 
 N = 6
 
@@ -557,10 +558,12 @@ def test_no_vote_waits_for_the_learner(learning):
 
 
 def test_the_interval_is_wilsons():
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(8, 10)  # by hand: 0.4902, 0.9433
+    votes = [Vote(str(i), "", None, None, "left", 0.0, "random", None) for i in range(10)]
+    found = measure(votes, {str(i): Guess(1 if i < 8 else -1, 0) for i in range(10)})
+    low, high = found["low"], found["high"]  # by hand: 0.4902, 0.9433
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-    assert measure([], {})["accuracy"] == 0.5
+    none = measure([], {})
+    assert (none["accuracy"], none["low"], none["high"]) == (0.5, 0.0, 1.0)
 
 
 # The command
