@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-FIRST = 20  # votes before anything is suggested
+FIRST = 50  # votes before anything is suggested: fewer suggest worse than chance does
 RANDOM_SHARE = 0.25  # of the pairs after that: the honest measure, and no taste is missed for good
 
 Pair = frozenset  # of two paths: whichever is left

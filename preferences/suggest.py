@@ -3,8 +3,9 @@
 What is known of the head after some comparisons is about Gaussian (Laplace's approximation): its
 mean is the fitted w, its covariance the inverse of the loss's curvature. A further comparison of two
 images makes the score differences of all other pairs surer; suggested is the pair that, on average
-over the vote, takes most of their variance away (transductive experimental design, Yu et al. 2006),
-where pairs count as much as their order is in doubt. Several suggestions are made one after the
+over the vote, takes most of their variance away (transductive experimental design, Yu et al. 2006).
+All pairs count alike: counting those more whose order is in doubt learned tastes that are not quite
+linear in the features slower. Several suggestions are made one after the
 other, each as if those before were answered, so that they do not ask the same.
 """
 
@@ -111,18 +112,15 @@ def information(score: Tensor, covariance: Tensor) -> Tensor:
 
     With d = e_i - e_j, a vote on (i, j) is worth h = E[p (1 - p)] of precision about d s, and lowers
     the covariance K of the scores s by K d d^T K h / (1 + h d^T K d). The sum over all pairs (k, l)
-    of what that is for their difference, weighted by how open their order is, is d^T K G K d with the
-    weights' Laplacian matrix G.
+    of what that is for their difference is d^T K G K d h / (1 + h d^T K d) with G = M I - 1 1^T.
 
     Args:
         score: [M] means, covariance: [M, M] of the scores.
     """
     variance = _of_pairs(covariance).clamp_(min=1e-12)
-    difference = score[:, None] - score
-    open_order = torch.exp(-difference.square() / (2 * variance)).fill_diagonal_(0)
-    laplacian = torch.diag(open_order.sum(0)) - open_order
-    weight = vote_precision(difference, variance)
-    gain = _of_pairs(covariance @ laplacian @ covariance)
+    weight = vote_precision(score[:, None] - score, variance)
+    mean = covariance.mean(0)
+    gain = len(score) * _of_pairs(covariance @ covariance - len(score) * torch.outer(mean, mean))
     return weight * gain / (1 + weight * variance)
 
 
