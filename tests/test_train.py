@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from tastemaker.cli import main
 from tastemaker.preferences import Comparisons, train, write_comparisons
 from tastemaker.preferences.embeddings import embed_images
+from tastemaker.preferences.votes import Votes
 from tastemaker.scorers import load_scorer
 from tastemaker.scorers.checkpoint import write_checkpoint
 from tastemaker.scorers.personal_files import read_trained_on
@@ -216,6 +217,20 @@ def test_a_finished_fine_tune_is_not_replaced_unasked(compared, tmp_path):
         result = CliRunner().invoke(main, [*arguments, *more])
         assert result.exit_code == 1 and "holds" in result.stderr
         assert (out / "config.json").read_bytes() == before
+
+
+def test_votes_about_pictures_that_are_gone_are_told(compared, tmp_path):
+    comparisons, _ = compared
+    copies = [shutil.copy(image, tmp_path) for image in comparisons.images[:9]]
+    store = Votes(tmp_path / "votes.sqlite", tmp_path)
+    for i in range(8):
+        store.add(
+            "me", tmp_path / f"{i}.png", tmp_path / f"{i + 1}.png", "left" if i % 3 else "tie"
+        )
+    (tmp_path / "8.png").unlink()
+    made = train(store.path, out=tmp_path / "taste", test_fraction=0, progress=False)
+    assert made.scorer.config["data"]["comparisons"] == len(copies) - 2 == 7
+    assert any("1 of 9 voted pictures are not in" in line for line in made.lines())
 
 
 def test_what_progress_raises_ends_it_and_nothing_is_lost(compared, tmp_path):
