@@ -148,6 +148,58 @@ def test_the_weights_are_unbiased_on_a_chain_that_is_known(least, potential):
 def test_dropping_the_weights_of_a_skipped_resampling_would_be_noticed():
     found, first = chain(20000, 8, 0.5, drop=True)
     assert float(first.mean() / found.mean()) < 0.3  # 0.362 with the weights
+    assert abs(float(found.mean()) - 1.2077) > 0.1  # the true normaliser
+
+
+def test_a_groups_own_mean_is_biased_by_less_the_larger_it_is():
+    """E[mean over a group] is not that of the tilted distribution; each group must count by its Z."""
+    biases = []
+    for n in (2, 8, 32):
+        found, first = chain(40000 // n, n, 2.0)
+        biases.append(float(first.mean() / found.mean() - (first / found).mean()))
+    assert biases[0] > 2 * biases[1] > 0 and biases[1] > 2 * biases[2] > -0.01
+
+
+@pytest.mark.parametrize("least", [1.0, 0.2])
+@pytest.mark.parametrize("scheduler", ["DDIM", "Euler ancestral"])
+def test_steered_particles_are_the_plain_ones_under_the_tilt(scheduler, least):
+    """On the real pipeline, with a denoiser that is exact for x0 ~ N(0, 1), a pixel a latent."""
+    n, lam = 1500, 1.0
+    case = f"SD 1.5 with {scheduler}"
+    named = arguments("SD 1.5", guidance_scale=1.0, height=16, width=16)
+    named = {**named, "eta": 1.0} if scheduler == "DDIM" else named
+
+    def gaussian():
+        pipe = make(case)
+
+        def eps(x, t, *args, **named):  # of x / sqrt(alpha^2 + sigma^2), which the unet is given
+            return (x * (1 - pipe.scheduler.alphas_cumprod[int(t)]).sqrt(),)
+
+        pipe.unet.forward = eps
+        grey = 0.3 * pipe.vae.config.scaling_factor  # hardly ever clamped
+        pipe.vae.decode = lambda z, **named: (grey * z[:, :3],)
+        return pipe
+
+    def reward(images):
+        return images[:, 0, 0, 0]
+
+    steered = steer(
+        case, reward, gaussian(), n=n, keep=1, lam=lam, ess=least, eta=0.0, pipe_kwargs=named
+    )
+    plain = best_of_n(
+        gaussian(), reward, n=4 * n, batch_size=n, seeds=9000, pipe_kwargs=named, progress=False
+    )
+    seen = [row.reward for row in steered.record.rows if row.reward is not None]
+    unit = max(float(r.std(correction=0)) for r in (*seen, steered.all_scores))
+    tilt = (lam * plain.all_scores / unit).softmax(0)
+    wanted, found = (
+        float(weights @ result.all_scores)
+        for weights, result in ((tilt, plain), (steered.weights, steered))
+    )
+    error = float(plain.all_scores.std()) * (3 / n) ** 0.5  # of n particles that weigh unevenly
+    assert abs(found - wanted) < 4 * error < 0.5 * (wanted - float(plain.all_scores.mean()))
+    # Resampled each time, or never, the weights carried to the end. (Both in one run: the chain above.)
+    assert len(resampled(steered)) == (len(seen) if least == 1 else 0)
 
 
 @settings(max_examples=50, deadline=None)

@@ -110,11 +110,11 @@ def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
-def guided(pipe, named, scale, frames=None):
+def guided(pipe, named, scale, frames=None, seed=0):
     decoder = Decoder(pipe, frames=frames)
     guide = Guide([(redness, 1.0)], decoder, scale=scale, window=(0, 1))
     with decoder.watching(), tap(pipe.scheduler, guide):
-        return sample(pipe, named)
+        return sample(pipe, named, seed=seed)
 
 
 def reward(pipe, named, latents, frames=None):
@@ -233,9 +233,36 @@ def test_guidance_by_a_few_frames_of_a_video_raises_the_reward_of_those():
     assert (after > before + 1e-4).all(), (before, after)
 
 
-@pytest.mark.parametrize("cell", OWN_CELLS, ids=" with ".join)
+@pytest.mark.parametrize("cell", WORKING, ids=" with ".join)
 def test_scale_0_is_the_plain_run(cell):
     assert torch.equal(guided(make(*cell), call(*cell), 0.0), runs(*cell).plain)
+
+
+def is_the_same_again(cell):
+    """By the samples' generators alone, where the pipeline hands them to its scheduler."""
+    pipe, named, seeds = make(*cell), call(*cell), (1, 2) if runs(*cell).seeded else (1, 1)
+    first, second = (guided(pipe, named, 0.1, frames=3, seed=seed) for seed in seeds)
+    assert torch.equal(first, second) and not torch.equal(first, runs(*cell).plain)
+    named["generator"][1] = torch.Generator().manual_seed(77)
+    third = guided(pipe, named, 0.1, frames=3, seed=1)
+    assert torch.allclose(third[0], first[0], rtol=0, atol=1e-5 * float(first.abs().max()))
+    assert not torch.allclose(third[1], first[1], rtol=0, atol=0.1)
+
+
+SEEDED_NOISE = [("SD 1.5", "Euler ancestral"), ("SDXL", "DPM++ SDE")]
+
+
+@pytest.mark.parametrize("cell", [*OWN_CELLS, *SEEDED_NOISE], ids=" with ".join)
+def test_a_guided_run_is_the_same_again(cell):
+    is_the_same_again(cell)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cell", [c for c in WORKING if c not in (*OWN_CELLS, *SEEDED_NOISE)], ids=" with ".join
+)
+def test_a_guided_run_is_the_same_again_with_the_other_schedulers(cell):
+    is_the_same_again(cell)
 
 
 @pytest.mark.parametrize("cell", OWN_CELLS, ids=" with ".join)
@@ -251,18 +278,19 @@ def test_a_guided_sample_is_the_same_in_a_batch_and_alone(cell):
         assert (alone - expected).abs().max() <= 1e-5 * scale
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [("SDXL", torch.float16), ("Flux", torch.bfloat16), ("Wan", torch.bfloat16)],
-    ids=["SDXL", "Flux", "Wan"],
-)
+HALF = [(f, torch.float16 if f in PREDICT_NOISE else torch.bfloat16) for f in FAMILIES]
+
+
+@pytest.mark.parametrize(("family", "dtype"), HALF, ids=FAMILIES)
 def test_guidance_of_a_pipeline_in_half_precision(family, dtype):
     pipe, named = tiny_pipes.make(family).to(dtype), call(family, OWN[family])
     for name, value in named.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             named[name] = value.to(dtype)
-    plain = sample(pipe, named)
-    assert torch.equal(guided(pipe, named, 0.0), plain)
+    plain, seen = sample(pipe, named), []
+    with tap(pipe.scheduler, seen.append):
+        assert torch.equal(sample(pipe, named), plain)
+    assert torch.equal(guided(pipe, named, 0.0), plain) and seen
     pushed = guided(pipe, named, 0.2)
     assert pushed.dtype == plain.dtype and pushed.isfinite().all()
     assert (reward(pipe, named, pushed) - reward(pipe, named, plain)).mean() > 0
