@@ -1,4 +1,4 @@
-"""`tastemaker demo`: the main job on real generated pictures, with nothing to download but packages."""
+"""`tastemaker demo`: both halves of the project at work, with nothing to download but packages."""
 
 from __future__ import annotations
 
@@ -94,18 +94,29 @@ class Pair(NamedTuple):
 )
 @click.option("--open", "open_report", is_flag=True, help="Open the report in the browser.")
 def command(seed: int, out: Path, open_report: bool) -> None:
-    """Rank real generated pictures, and corrupted copies of some, with the embedded scorer nano.
+    """Rank real generated pictures, then generate some: plain, the best of many, and guided.
 
-    The pictures come from an installed package of ComfyUI workflow templates; corrupted copies
-    (JPEG, low resolution, noise, blur) show whether the ranking works. Nano was trained on none of
-    them.
+    First the embedded scorer nano ranks real pictures, of an installed package of ComfyUI workflow
+    templates, and corrupted copies (JPEG, low resolution, noise, blur) that show whether the ranking
+    works. Nano was trained on none of them. Then the embedded generator makes candidates, which are
+    pruned, reranked and guided by an embedded reward model, while another one watches.
     """
+    from ..demo.generator import check_installed
     from .files import mark_as_ours
 
-    rng = Random(seed)
     originals = unseen_pictures()
-    click.echo(f"{len(originals)} pictures of the package {PACKAGE}")
+    check_installed()  # before the work, not after half of it
     mark_as_ours(out)
+    report = rank_pictures(originals, out, Random(seed))
+    page = generate_pictures(out, seed)
+    if open_report:
+        open_in_browser(report)
+        open_in_browser(page)
+
+
+def rank_pictures(originals: list[Path], out: Path, rng: Random) -> Path:
+    """The main job on real pictures. Returns the report."""
+    click.echo(f"{len(originals)} pictures of the package {PACKAGE}")
     pairs = corrupt(originals, out / "corrupted", rng)
     click.echo(f"{len(pairs)} corrupted copies in {click.format_filename(out / 'corrupted')}")
     paths = [*originals, *(pair.copy for pair in pairs)]
@@ -121,8 +132,41 @@ def command(seed: int, out: Path, open_report: bool) -> None:
     _print_verdict(scores, pairs)
     worst = sheet.with_stem("sheet-worst")
     echo_files(("contact sheet", sheet), ("worst", worst), ("report", report))
-    if open_report:
-        open_in_browser(report)
+    return report
+
+
+def generate_pictures(out: Path, seed: int) -> Path:
+    """The sampling loop on the embedded generator. Returns its report."""
+    from ..demo.loop import WAYS, run_loop
+    from ..demo.page import write_page
+
+    quiet_libraries()
+    click.echo("\nThe embedded generator draws shapes; reward models judge them:")
+    loop = run_loop(seed)
+    for i, way in enumerate(WAYS):
+        of_way = [images[i] for images in loop.images.values()]
+        guiding, held_out = (
+            sum(getattr(x, name) for x in of_way) / len(of_way) for name in ("guiding", "held_out")
+        )
+        click.echo(
+            f"  {way:<19} guiding {guiding:6.3f}   held out {held_out:6.3f}   "
+            f"{loop.calls[i]:4.0f} denoiser calls an image"
+        )
+    page = out / "generated.html"
+    write_page(page, loop)
+    echo_files(("report", page))
+    return page
+
+
+def quiet_libraries() -> None:
+    """Progress bars for the loading of six megabytes, and advice about processors that are not used."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # before diffusers imports what warns
+    logging.disable_progress_bar()
+    from diffusers.utils import logging as of_diffusers
+
+    of_diffusers.disable_progress_bar()
 
 
 def unseen_pictures() -> list[Path]:

