@@ -52,12 +52,27 @@ def calibrate_pruning(
     """Samples candidates to their end, scoring every preview, and chooses the cheapest cuts that serve.
 
     Args:
+        scorer: one, several, or several with weights, as `best_of_n` will be given them.
         candidates: how many are sampled for each prompt; more make a steadier choice.
         n: of the best-of-N that will be pruned.
-        keep: share of its gain that pruning must keep.
+        keep: share of its gain that pruning must keep, in (0, 1].
+        seed: the first of as many seeds in a row: other ones than those that are pruned later.
         decode: as `best_of_n` will be given it: another decoder tells earlier or later.
         pipe_kwargs: typical arguments, with one prompt or several.
+
+    Returns:
+        How well each step's preview predicts the final score, and the cuts: none where no pruning keeps
+        enough, which is also so where a score is NaN.
+
+    Raises:
+        NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do.
+        TypeError, ValueError: naming the argument.
     """
+    if candidates < 2 or n < 2 or batch_size < 1 or not 0 < keep <= 1:
+        raise ValueError(
+            f"candidates >= 2, n >= 2, 0 < keep <= 1, batch_size >= 1: candidates={candidates}, n={n}, "
+            f"keep={keep}, batch_size={batch_size}"
+        )
     release(getattr(pipe, "scheduler", None))
     scorers = weighted(scorer)
     decoder = Decoder(pipe, decode)

@@ -57,7 +57,9 @@ def reward_guidance(
         NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do; with
             `through_model`, also offloaded or cached weights.
     """
-    release(getattr(pipe, "scheduler", None))
+    if getattr(pipe, "scheduler", None) is None:
+        raise TypeError(f"pipe is a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
+    release(pipe.scheduler)
     decoder = Decoder(pipe, decode)
     if isinstance(module := pipe.vae if decode == "vae" else decode, nn.Module):
         check_decoder(module)

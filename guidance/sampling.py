@@ -63,7 +63,9 @@ def sample(
         kwargs["callback_on_step_end_tensor_inputs"] = [*dict.fromkeys([*wanted, "latents"])]
     with seeded(pipe, kwargs["generator"]):
         output = differentiable(pipe)(**kwargs) if gradient else pipe(**kwargs)
-    pixels = output.frames if hasattr(output, "frames") else output.images
+    pixels = getattr(output, "frames", getattr(output, "images", None))
+    if pixels is None:
+        raise NotImplementedError(f"{type(pipe).__name__} makes neither images nor videos")
     return Samples(torch.as_tensor(pixels).float(), watch.latents, watch.steps)
 
 
@@ -116,17 +118,27 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The arguments of a list of prompts as those of each; lists of as many texts go with them.
 
     Raises:
-        TypeError: an argument that a search decides for itself.
-        ValueError: embeddings of several prompts.
+        TypeError: an argument that a search decides for itself; no dict; a RewardCallback.
+        ValueError: embeddings of several prompts; no prompt in a list.
     """
+    if not isinstance(pipe_kwargs, Mapping):
+        raise TypeError(
+            f"pipe_kwargs are the pipeline's arguments, dict(prompt=...), got {pipe_kwargs!r}"
+        )
     if taken := [name for name in OWN if pipe_kwargs.get(name) is not None]:
         raise TypeError(f"pipe_kwargs must leave {', '.join(taken)} to the search (seeds=, n=)")
+    if type(pipe_kwargs.get("callback_on_step_end")).__name__ == "RewardCallback":
+        raise TypeError(
+            "guide a search by `with reward_guidance(...)` around it, not by a RewardCallback"
+        )
     embedded = pipe_kwargs.get("prompt_embeds")
     if embedded is not None and len(embedded) > 1:
         raise ValueError("give the embeddings of one prompt at a time")
     prompt = pipe_kwargs.get("prompt")
     if not isinstance(prompt, (list, tuple)):
         return [dict(pipe_kwargs)]
+    if not prompt:
+        raise ValueError("pipe_kwargs has an empty list of prompts")
     count = len(prompt)
 
     def of(i: int, value: Any) -> Any:

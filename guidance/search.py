@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .. import ranking
 from ..scorers.stream import out_of_memory
 from .halving import HALVING, Candidate, Cut, Halving, check_cuts
-from .record import Record, SearchResult
+from .record import Record, Row, SearchResult
 from .rewards import Scorer, Scorers, rate, weighted
 from .sampling import Samples, one_prompt_each, sample, to_pil
 from .tap import release
@@ -55,6 +55,10 @@ def best_of_n(
         pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
             same seeds; the results follow one another.
 
+    Returns:
+        The kept images with their scores, seeds and latents. The record has a row for each cut, and one
+        for the finished candidates.
+
     Raises:
         NotImplementedError: with `prune`, naming a scheduler or pipeline that cannot be pruned.
         TypeError, ValueError: naming the argument. A candidate whose score is NaN is never kept;
@@ -85,6 +89,9 @@ class Search:
         self.pipe, self.scorers, self.held_out = pipe, scorers, held_out
         self.kwargs, self.batch_size, self.record, self.bar = kwargs, batch_size, record, bar
         self.prompt = kwargs.get("prompt")
+        self.steps = 0  # calls of the denoiser that a finished candidate took
+        if not callable(pipe):
+            raise TypeError(f"pipe is a diffusers pipeline, got {type(pipe).__name__}")
         release(getattr(pipe, "scheduler", None))
 
     def all(self, seeds: list[int], noise: Tensor | None = None) -> list[Candidate]:
@@ -117,6 +124,7 @@ class Search:
                 self.halve(self.batch_size, error)
             finally:
                 self.record.denoiser_calls += halving.calls
+        self.steps = max(lane.step.index + 1 for lane in halving.lanes)
         self.record.survivors += halving.survivors
         self.record.rows += halving.rows
         self.bar.update(len(seeds))
@@ -124,7 +132,10 @@ class Search:
 
     def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:
         """Scores the finished candidates and keeps the best."""
-        return self.kept(candidates, *self.judged(candidates), seeds, keep)
+        table, held_out = self.judged(candidates)
+        scores = combine(table, [weight for _, weight in self.scorers])
+        self.record.rows.append(Row(self.steps, 0.0, 0.0, scores, held_out))
+        return self.kept(candidates, table, held_out, seeds, keep)
 
     def judged(self, candidates: list[Candidate]) -> tuple[Tensor, Tensor | None]:
         """Their scores [S, B], and those of the held-out scorer [B]."""
@@ -178,6 +189,7 @@ class Search:
                 break
             except RuntimeError as error:
                 self.halve(len(now), error)
+        self.steps = samples.steps
         self.record.denoiser_calls += samples.steps * len(now)
         return samples
 

@@ -75,6 +75,14 @@ def test_on_a_pipeline_and_used_there():
     assert pruned.scores[0] <= whole.scores[0] + 1e-6
 
 
+@pytest.mark.parametrize(
+    "name, value", [("candidates", 1), ("n", 1), ("keep", 0), ("batch_size", 0)]
+)
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        calibrate_pruning(tiny_pipes.make("SD 1.5"), red, **{name: value}, pipe_kwargs={})
+
+
 # --- plots ----------------------------------------------------------------------------------------
 
 

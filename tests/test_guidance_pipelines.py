@@ -8,6 +8,7 @@ import tiny_pipes
 import torch
 from stub import Brightness
 
+import tastemaker
 from tastemaker.guidance import (
     best_of_n,
     calibrate_pruning,
@@ -93,14 +94,36 @@ def test_after_an_exception_the_pipeline_is_itself():
     assert is_itself(pipe, before)
 
 
-def test_the_scorers_and_the_vaes_weights_get_no_gradient():
-    pipe, scorer = tiny_pipes.make("SD 1.5"), Brightness()
+def climbed(pipe, scorer, name):
+    named = {key: v for key, v in tiny_pipes.call(name).items() if key != "generator"}
+    optimize_noise(pipe, scorer, iterations=1, pipe_kwargs=named, progress=False)
+
+
+def in_context(pipe, scorer, name, **options):
+    with reward_guidance(pipe, scorer, window=(0, 1), **options):
+        run(pipe, name)
+
+
+GRADIENTS = {
+    "context": in_context,
+    "through": lambda *given: in_context(*given, through_model=True),
+    "callback": lambda pipe, scorer, name: run(
+        pipe, name, **hooked(RewardCallback(scorer, window=(0, 1), pipe=pipe))
+    ),
+    "climb": climbed,
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("way", GRADIENTS)
+def test_the_scorers_and_the_pipelines_weights_get_no_gradient(name, way):
+    pipe, scorer = tiny_pipes.make(name), tastemaker.load_scorer("nano", device="cpu")
     scorer.requires_grad_(True)
-    with reward_guidance(pipe, scorer, window=(0, 1)):
-        run(pipe, "SD 1.5")
-    modules = [scorer, pipe.vae, pipe.unet]
+    GRADIENTS[way](pipe, scorer, name)
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    modules = [scorer, pipe.vae, denoiser]
     assert all(p.grad is None for module in modules for p in module.parameters())
-    assert all(p.requires_grad for p in pipe.vae.parameters())  # as it was
+    assert all(p.requires_grad for module in modules for p in module.parameters())  # as they were
 
 
 @pytest.mark.parametrize("name", PIPES)
@@ -241,6 +264,10 @@ def test_an_unknown_pipeline_or_scheduler_is_refused_before_anything_runs():
         with reward_guidance(pipe, red):
             pass
     assert is_itself(pipe, before)
+
+    with pytest.raises(TypeError, match="a diffusers pipeline with a scheduler, got str"):
+        with reward_guidance("a/model", red):
+            pass
 
     class OtherPipeline:
         scheduler = diffusers.DDIMScheduler(clip_sample=False)

@@ -105,6 +105,7 @@ def test_the_picture_shows_who_is_left():
     assert [(row.index, row.left, len(row.reward)) for row in record.rows] == [
         (1, 0.5, 8),
         (3, 0.25, 4),
+        (STEPS, None, 2),  # finished
     ]
     picture = record.plot("pruned")
     assert picture.size == (900, 740)

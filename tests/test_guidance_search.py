@@ -1,5 +1,8 @@
 """Best of N on tiny pipelines of the real classes."""
 
+import itertools
+import math
+
 import diffusers
 import numpy as np
 import pytest
@@ -8,9 +11,10 @@ import torch
 from stub import Brightness
 
 from tastemaker import ranking
+from tastemaker.guidance.pipelines import RewardCallback, reward_guidance
 from tastemaker.guidance.search import best_of_n, combine
 
-PIPES = ("SD 1.5", "Flux", "Qwen-Image", "Z-Image", "Wan")
+PIPES = tuple(tiny_pipes.BUILDERS)
 
 
 def red(images):
@@ -45,6 +49,9 @@ def array(image):
 @pytest.mark.parametrize("name", PIPES)
 def test_one_of_one_is_the_plain_pipeline(name):
     result = run(name, n=1, seeds=[7])
+    one = torch.Generator().manual_seed(7)
+    named = {**call(name), "generator": one, "output_type": "latent", "return_dict": False}
+    assert torch.equal(result.latents, tiny_pipes.make(name)(**named)[0])
     assert np.array_equal(array(result.images[0]), plain(name, 7))
     assert result.seeds == result.all_seeds == [7]
 
@@ -73,12 +80,50 @@ def test_batches_change_nothing(name):
     torch.testing.assert_close(whole.latents, parts.latents, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_it_strays_from_the_model_by_no_more_than_is_known(n):
+    """KL(best of n || model) <= log n - (n - 1) / n, on a pipeline with three pictures, exactly."""
+    pipe, p = tiny_pipes.make("SD 1.5"), [0.5, 0.3, 0.2]
+    q = [0.0, 0.0, 0.0]
+    for seeds in itertools.product(range(3), repeat=n):
+        chosen = run("SD 1.5", pipe=pipe, n=n, batch_size=n, seeds=seeds).seeds[0]
+        q[chosen] += math.prod(p[seed] for seed in seeds)
+    assert sum(q) == pytest.approx(1)
+    divergence = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True) if b)
+    bound = math.log(n) - (n - 1) / n
+    assert divergence <= bound + 1e-9
+    assert divergence > 0.2 * bound - 1e-9  # it does choose
+    order = run("SD 1.5", pipe=pipe, n=3, keep=3, batch_size=3).seeds[::-1]  # the worst first
+    below = [sum(p[i] for i in order[:k]) for k in range(4)]
+    wanted = {seed: below[k + 1] ** n - below[k] ** n for k, seed in enumerate(order)}
+    assert q == pytest.approx([wanted[seed] for seed in range(3)])
+
+
 def test_what_it_cost():
     result = run("SD 1.5", n=5, batch_size=2, held_out=Brightness())
     steps = call("SD 1.5")["num_inference_steps"]
     assert result.record.denoiser_calls == 5 * steps
     assert result.record.scorer_calls == 2 * 3
     assert result.held_out.shape == (1,)
+    (row,) = result.record.rows
+    assert (row.index, row.sigma, row.noise_ratio) == (steps, 0.0, 0.0)
+    assert torch.equal(row.reward, result.all_scores) and row.held_out.shape == (5,)
+    assert result.record.plot("best of 5").size[0] == 900
+
+
+def test_the_candidates_of_a_guided_pipeline():
+    """In each batch, all of them are guided; and one of one is the guided pipeline."""
+    pipe = tiny_pipes.make("SD 1.5")
+    alone = run("SD 1.5", n=4, keep=4, batch_size=4)
+    with reward_guidance(pipe, red, window=(0, 1)):
+        found = run("SD 1.5", pipe=pipe, n=4, keep=4, batch_size=2)
+        one = run("SD 1.5", pipe=pipe, n=1, seeds=[7])
+        named = {**call("SD 1.5"), "generator": torch.Generator().manual_seed(7)}
+        latents = pipe(**named, output_type="latent").images
+        with pytest.raises(RuntimeError, match="tapped already"):
+            run("SD 1.5", pipe=pipe, n=4, prune="halving")
+    assert (found.all_scores > alone.all_scores).all()
+    assert torch.equal(one.latents, latents)
 
 
 def test_a_list_of_prompts_is_a_search_for_each():
@@ -201,6 +246,16 @@ def test_candidates_without_a_score_are_never_kept():
         (dict(n=0, keep=0), "1 <= keep <= n"),
         (dict(n=2, seeds=[1]), "1 seeds"),
         (dict(n=2, batch_size=0), "batch_size"),
+        (dict(n=2, pipe="a/model"), "pipe is a diffusers pipeline, got str"),
+        (dict(n=2, pipe_kwargs="a lighthouse"), r"dict\(prompt=...\), got 'a lighthouse'"),
+        (dict(n=2, pipe_kwargs=dict(prompt=[])), "an empty list of prompts"),
+        (dict(n=2, scorer="nano"), "a scorer is a callable, got str"),
+        (dict(n=2, scorer=lambda x: x.mean()), r"must give a Tensor\[2\], got \[\]"),
+        (dict(n=2, scorer=lambda x: [0.0, 1.0]), r"must give a Tensor\[2\], got list"),
+        (
+            dict(n=2, pipe_kwargs=dict(callback_on_step_end=RewardCallback(red))),
+            "with reward_guidance",
+        ),
         (dict(n=2, pipe_kwargs=dict(generator=torch.Generator())), "leave generator to the search"),
         (dict(n=2, pipe_kwargs=dict(prompt_embeds=torch.zeros(2, 3, 4))), "one prompt at a time"),
     ],
