@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from .comparisons import Comparisons
 from .head import PENALTIES, TYPICAL, CrossValidation, Rows, Space, cross_validate, fit_head
 
-STRENGTH = 2.0  # of what is kept, all together, where all comparisons together weigh 1
+STRENGTH = 4.0  # of what is kept, all together, where all comparisons together weigh 1
+LEAST = 0.1  # gain of a base whose order is kept, 1 / unit: learning starts where it is right
 SHARP = 16.0  # 1 / the score difference beyond which the order of what is kept is settled
 
 
@@ -113,7 +115,9 @@ def fit_taste(
     gain = None
     if scores is not None:
         scores = scores.double()
-        gain = _gain(scores[left] - scores[right], comparisons.p, unit or float(scores.std()))
+        least = -math.inf if kept is None else LEAST
+        difference = scores[left] - scores[right]
+        gain = _gain(difference, comparisons.p, unit or float(scores.std()), least)
     view = View(space, gain)
     features = view(embeddings, scores)
     x = features[left] - features[right]
@@ -129,7 +133,7 @@ def fit_taste(
     return Taste(space.weight(w[:axes]), space.center, gain, bias, chosen, view, w)
 
 
-def _gain(difference: Tensor, p: Tensor, unit: float) -> float:
+def _gain(difference: Tensor, p: Tensor, unit: float, least: float) -> float:
     """What the base's differences [P] are multiplied by: the likeliest, 1 / (2 unit) beforehand.
 
     A base may know all of a taste or nothing. What is known beforehand weighs as a normal
@@ -139,4 +143,4 @@ def _gain(difference: Tensor, p: Tensor, unit: float) -> float:
     if not unit > 0:
         return 0.0  # the base finds all images equal
     half = torch.full((1,), 0.5, dtype=torch.float64)
-    return float(fit_head(difference[:, None] / unit, p, half, 2 / len(p))) / unit
+    return max(least, float(fit_head(difference[:, None] / unit, p, half, 2 / len(p)))) / unit

@@ -1,0 +1,78 @@
+"""A taste that likes soft pictures does not come to like JPEG and lost resolution."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from tastemaker.preferences import keeping
+from tastemaker.preferences.comparisons import Comparisons
+from tastemaker.preferences.embeddings import embed_images
+from tastemaker.preferences.head import Rows, fit_head
+from tastemaker.preferences.keeping import kept_copies
+from tastemaker.preferences.taste import fit_taste
+from tastemaker.scorers import load_scorer
+from tastemaker.scorers.personal import score_features
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TASTEMAKER_HOME", str(tmp_path_factory.mktemp("home")))
+        yield load_scorer("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory):
+    """24 pictures of coloured shapes, and comparisons of one who likes them soft."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    images, radii = [], []
+    for i in range(24):
+        small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+        image = small.resize((512, 512), Image.BICUBIC)
+        for _ in range(60):
+            x, y, side = rng.integers(0, 480), rng.integers(0, 480), rng.integers(8, 90)
+            colour = tuple(rng.integers(0, 256, 3).tolist())
+            ImageDraw.Draw(image).ellipse((x, y, x + side, y + 0.7 * side), fill=colour)
+        radii.append(float(rng.uniform(0, 1.2)))
+        images.append(folder / f"{i}.png")
+        image = image.resize((128, 128), Image.LANCZOS)
+        image.filter(ImageFilter.GaussianBlur(radii[-1])).save(images[-1])
+    pairs = torch.from_numpy(np.stack([rng.choice(24, 2, replace=False) for _ in range(150)]))
+    taste = torch.tensor(radii)
+    return Comparisons(tuple(images), pairs, (taste[pairs[:, 0]] > taste[pairs[:, 1]]).double())
+
+
+def test_what_the_base_knows_is_kept(nano, soft):
+    x = embed_images(nano, soft.images)
+    with torch.no_grad():
+        scores = score_features(nano, x).double()
+    kept = kept_copies(nano, soft.images)
+    assert 20 < len(kept.better) <= 48 and (kept.better_scores > kept.worse_scores).all()
+
+    def right(taste):
+        above = taste(kept.better, kept.better_scores) > taste(kept.worse, kept.worse_scores)
+        return float(above.double().mean())
+
+    free, held = fit_taste(x, scores, soft), fit_taste(x, scores, soft, kept=kept)
+    assert right(free) < 0.7 and right(held) > 0.9
+    again = kept_copies(nano, soft.images)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+def test_some_of_many_pictures(nano, soft, monkeypatch):
+    monkeypatch.setattr(keeping, "PICTURES", 5)
+    monkeypatch.setattr(keeping, "AT_ONCE", 3)
+    one, other = (kept_copies(nano, soft.images, seed) for seed in (0, 1))
+    assert 0 < len(one.better) <= 10 and not torch.equal(one.better[0], other.better[0])
+
+
+def test_rows_of_their_own_weight_are_repeated_ones():
+    g = torch.Generator().manual_seed(0)
+    x, p = torch.randn(30, 6, generator=g).double(), torch.rand(30, generator=g).double()
+    w0 = torch.zeros(6)
+    twice = Rows(x[:10], p[:10], torch.full((10,), 1 / 30).double())
+    # 20 + 10 twice, as a mean of 40, is as 30 rows of 1 / 30 and 10 more: 4 / 3 of it
+    found = fit_head(x, p, w0, 0.04, more=twice)
+    expected = fit_head(torch.cat([x, x[:10]]), torch.cat([p, p[:10]]), w0, 0.03)
+    assert torch.allclose(found, expected, atol=1e-7)
