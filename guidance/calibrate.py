@@ -43,19 +43,23 @@ def calibrate_pruning(
     *,
     n: int = 16,
     keep: float = 0.97,
+    budget: float | None = None,
     batch_size: int = 4,
     seed: int = 0,
     decode: Any = "vae",
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> PruningCalibration:
-    """Samples candidates to their end, scoring every preview, and chooses the cheapest cuts that serve.
+    """Samples candidates to their end, scoring every preview, and chooses where to cut.
+
+    By default the cheapest cuts that keep enough; with a budget those that keep most for it.
 
     Args:
         scorer: one, several, or several with weights, as `best_of_n` will be given them.
         candidates: how many are sampled for each prompt; more make a steadier choice.
         n: of the best-of-N that will be pruned.
         keep: share of its gain that pruning must keep, in (0, 1].
+        budget: instead, the share of its denoiser calls that pruning may spend, in (0, 1].
         seed: the first of as many seeds in a row: other ones than those that are pruned later.
         decode: as `best_of_n` will be given it: another decoder tells earlier or later.
         pipe_kwargs: typical arguments, with one prompt or several.
@@ -68,10 +72,11 @@ def calibrate_pruning(
         NotImplementedError: naming a scheduler or pipeline that is not supported, and what to do.
         TypeError, ValueError: naming the argument.
     """
-    if candidates < 2 or n < 2 or batch_size < 1 or not 0 < keep <= 1:
+    shares = 0 < keep <= 1 and (budget is None or 0 < budget <= 1)
+    if candidates < 2 or n < 2 or batch_size < 1 or not shares:
         raise ValueError(
-            f"candidates >= 2, n >= 2, 0 < keep <= 1, batch_size >= 1: candidates={candidates}, n={n}, "
-            f"keep={keep}, batch_size={batch_size}"
+            "candidates >= 2, n >= 2, 0 < keep <= 1, 0 < budget <= 1, batch_size >= 1: "
+            f"candidates={candidates}, n={n}, keep={keep}, budget={budget}, batch_size={batch_size}"
         )
     release(getattr(pipe, "scheduler", None))
     scorers = weighted(scorer)
@@ -89,7 +94,7 @@ def calibrate_pruning(
                 parts.append(scores)
                 bar.update(len(own))
             tables.append(torch.cat(parts, 1))
-    return choose_cuts(tables, ratios, n=n, keep=keep)
+    return choose_cuts(tables, ratios, n=n, keep=keep, budget=budget)
 
 
 @torch.no_grad()
@@ -120,9 +125,10 @@ def choose_cuts(
     *,
     n: int = 16,
     keep: float = 0.97,
+    budget: float | None = None,
     seed: int = 0,
 ) -> PruningCalibration:
-    """The cheapest schedule of halvings that keeps a share of best-of-n's gain.
+    """The cheapest schedule of halvings that keeps a share of best-of-n's gain, or the best for a budget.
 
     Args:
         tables: for each prompt, the scores [S + 1, M] of its candidates' previews at S steps, in their
@@ -141,12 +147,14 @@ def choose_cuts(
     groups = [torch.randint(table.shape[1], (DRAWS, n), generator=generator) for table in tables]
     drawn = [table[:, group] for table, group in zip(tables, groups, strict=True)]  # [S + 1, D, n]
     best, kept, cost = [], 1.0, 1.0
-    for schedule in _schedules(steps):
-        price = _cost(schedule, steps, n)
-        if price >= cost:
-            continue
+    for price, schedule in sorted((_cost(x, steps, n), x) for x in _schedules(steps)):
+        if price >= 1 or (budget is not None and price > budget):
+            break
         share = sum(_share(table, schedule, n) for table in drawn) / len(drawn)
-        if share >= keep:
+        if budget is None and share >= keep:
+            best, kept, cost = schedule, share, price
+            break
+        if budget is not None and (not best or share > kept):
             best, kept, cost = schedule, share, price
     cuts = [Cut(step / steps, share) for step, share in best]
     return PruningCalibration(after, list(noise_ratios), correlation.tolist(), cuts, kept, cost)

@@ -58,6 +58,17 @@ def test_asking_for_less_costs_less_and_several_prompts_count_alike():
     assert choose_cuts([table], RATIOS).cuts == choose_cuts([table], RATIOS).cuts
 
 
+@pytest.mark.parametrize("noise", [0.3, 1.5])
+def test_a_budget_is_spent_on_what_keeps_most(noise):
+    table = measured(noise)
+    little, more = (choose_cuts([table], RATIOS, budget=b) for b in (0.3, 0.6))
+    assert 0.2 < little.cost <= 0.3 and little.cost <= more.cost <= 0.6
+    assert little.kept <= more.kept
+    asked = choose_cuts([table], RATIOS, keep=little.kept)
+    assert asked.cost == pytest.approx(little.cost), "nothing cheaper keeps as much"
+    assert choose_cuts([table], RATIOS, budget=0.05).cuts == [], "less than any cuts cost"
+
+
 def test_on_a_pipeline_and_used_there():
     pipe = tiny_pipes.make("SD 1.5")
     kwargs = {key: value for key, value in tiny_pipes.call("SD 1.5").items() if key != "generator"}
@@ -76,7 +87,7 @@ def test_on_a_pipeline_and_used_there():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("candidates", 1), ("n", 1), ("keep", 0), ("batch_size", 0)]
+    "name, value", [("candidates", 1), ("n", 1), ("keep", 0), ("budget", 1.5), ("batch_size", 0)]
 )
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
