@@ -31,7 +31,7 @@ ROUGHLY = 1e-5  # the same, where penalties are compared: changes the loss in th
 MAX_ITERATIONS = 500
 TYPICAL = 2.0  # difference of the scores of two images: a preference of 7 to 1
 AT_MOST = 3.0  # nats: no penalty is more surprising than 20 to 1
-FAR = 1.2  # times the lowest loss: smaller penalties will not come back to it
+FAR = 1.1  # times the lowest loss: smaller penalties will not come back to it
 
 
 class Space(NamedTuple):

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tastemaker.preferences.comparisons import Comparisons
-from tastemaker.preferences.head import Space, bradley_terry, cross_validate, fit_head
+from tastemaker.preferences.head import (
+    AT_MOST,
+    Rows,
+    Space,
+    bradley_terry,
+    cross_validate,
+    fit_head,
+    surprise,
+)
+from tastemaker.preferences.split import folds
 from tastemaker.preferences.taste import fit_taste
 
 
@@ -228,3 +237,38 @@ def test_the_loss_is_the_cross_entropy():
     z, p = torch.randn(9, generator=generator()), torch.rand(9, generator=generator(1))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(z, p, reduction="none")
     assert torch.allclose(bradley_terry(z, p), expected)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_all_folds_at_once_are_fits_of_each(kept):
+    features, comparisons, _ = simulated(n=60, d=12, count=2000)
+    x, w0 = difference(features, comparisons), torch.randn(12, generator=generator()).double()
+    x = x / x.std()
+    more = Rows(3 * x[:50].flip(1), torch.ones(50).double(), torch.full((50,), 0.1).double())
+    more = more if kept else None
+    penalties = [1.0, 1e-2, 1e-4]
+    found = cross_validate(x, w0, comparisons, penalties, more=more)
+    train, test = folds(comparisons, 5, 1, 0)
+    for penalty in penalties:
+        losses = []
+        for a, b in zip(train.T, test.T, strict=True):
+            w = fit_head(x[a], comparisons.p[a], w0, penalty, more)
+            losses.append(bradley_terry(x[b] @ w, comparisons.p[b]))
+        assert found.nll[penalty] == pytest.approx(float(torch.cat(losses).mean()), abs=2e-4)
+
+
+def test_a_penalty_surprises_by_how_far_it_is_from_a_typical_taste():
+    assert surprise(1 / (4 * 100), 100, 2.0) == pytest.approx(0)
+    assert surprise(math.e**2 / (4 * 100), 100, 2.0) == pytest.approx(0.5)  # one deviation
+    assert surprise(math.inf, 100, 2.0) == surprise(1e-9, 100, 2.0) == AT_MOST
+    assert surprise(math.inf, 100, None) == 0
+
+
+def test_a_taste_that_few_comparisons_show_is_learned():
+    """By the loss alone, the base is kept in many of these draws, or what is learned is chance."""
+    right = []
+    for seed in range(8):
+        features, comparisons, taste = simulated(n=400, d=12, count=40, seed=seed)
+        found = fit_taste(features, None, comparisons)
+        right.append(torch.corrcoef(torch.stack([found(features), features @ taste]))[0, 1])
+    assert min(right) > 0.3 and torch.stack(right).mean() > 0.6

@@ -7,14 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import fit_head
 from tastemaker.preferences.suggest import (
     information,
     observed,
     posterior,
+    suggest_for,
     suggest_pairs,
     vote_precision,
 )
+from tastemaker.preferences.taste import fit_taste
 
 
 def features(n: int, d: int = 4, seed: int = 0) -> torch.Tensor:
@@ -130,3 +133,20 @@ def test_a_penalty_that_is_none_is_refused(penalty):
 def test_wrong_features_are_named():
     with pytest.raises(ValueError, match=r"\[N, 4\]"):
         suggest_pairs(features(9, 3), posterior(features(3), torch.zeros(4), 1.0))
+
+
+@pytest.mark.parametrize("penalty", [0.01, math.inf])
+@pytest.mark.parametrize("based", [True, False])
+def test_suggestions_for_a_taste_that_was_fitted(penalty, based):
+    x = features(40)
+    scores = x[:, 0] if based else None
+    pairs = torch.tensor([[i, i + 1] for i in range(0, 20, 2)])
+    comparisons = Comparisons(tuple(range(40)), pairs, torch.ones(10).double())
+    taste = fit_taste(x, scores, comparisons, penalties=[penalty])
+    found = suggest_for(taste, x, scores, pairs, 6, seed=1)
+    assert found.shape == (6, 2) and found.unique().numel() == 12
+    assert not set(pairs_of(found)) & set(pairs_of(pairs))
+    assert torch.equal(found, suggest_for(taste, x, scores, pairs, 6, seed=1))
+    shown = taste.view(x, scores) @ taste.w  # the same judgement, but for a constant
+    apart = taste(x, scores) - shown
+    assert (apart - apart[0]).abs().max() < 1e-9
