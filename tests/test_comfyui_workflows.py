@@ -15,6 +15,7 @@ from comfyui_server import PACK, ROOT
 from PIL import Image
 
 from tastemaker import load_scorer, ranking
+from tastemaker.demo.rewards import load_reward
 from tastemaker.scorers.calibration import scale_edges
 
 pytestmark = pytest.mark.comfyui
@@ -213,6 +214,55 @@ def test_ensemble_and_cascade(comfyui_page, cut_outs):
         "text"
     ]
     assert len(list(Path(report).parent.rglob("*.png"))) >= 16
+
+
+def demo_scores(files) -> list[str]:
+    """As in names of files, which were enlarged eight times after they had been scored."""
+    pixels = [np.asarray(Image.open(file).convert("RGB"))[::8, ::8] for file in files]
+    assert all(picture.shape == (32, 32, 3) for picture in pixels)
+    images = torch.from_numpy(np.stack(pixels) / 255).permute(0, 3, 1, 2).float()
+    return [padded(score) for score in load_reward("guiding")(images).tolist()]
+
+
+def test_best_of_16_seeds(comfyui_page):
+    entry, files = run(comfyui_page, "best_of_16_seeds")
+    check_run(comfyui_page, "best_of_16_seeds", entry)
+    kept = files("TastemakerSaveScoredImage")
+    scores = [score_in(file) for file in kept]
+    assert len(kept) == 2 and scores == demo_scores(kept)
+    assert scores == sorted(scores, key=float, reverse=True)
+    (said,) = entry["outputs"][node_named("best_of_16_seeds", "TastemakerBestOfN")]["text"]
+    calls = 16 * 2 + 8 * 2 + 4 * 2 + 2 * 14  # 2 are to be kept, so no fewer go on
+    assert said.splitlines()[-1] == f"{calls} calls of the model, 26% of those for all 16."
+
+
+def test_steer_while_sampling(comfyui_page):
+    name = "steer_while_sampling"
+    entry, files = run(comfyui_page, name)
+    check_run(comfyui_page, name, entry)
+    titles = [f"{way}, by the other scorer" for way in ("Plain", "Guided", "Particles")]
+    shown = [files(title)[0].read_bytes() for title in titles]
+    assert len(set(shown)) == 3
+    (guided,) = entry["outputs"][node_named(name, "What guidance did")]["text"]
+    gains = re.search(r"added (\S+), and (\S+) to the held-out score", guided)
+    assert float(gains[1]) > 0 and float(gains[2]) > 0
+    (steered,) = entry["outputs"][node_named(name, "What became of the particles")]["text"]
+    for before, after in re.findall(r"(-?[\d.]+) to (-?\d[\d.]*\d)", steered):
+        assert float(after) > float(before), steered
+    assert "Held out" in steered
+
+
+def test_search_noise(comfyui_page):
+    entry, files = run(comfyui_page, "search_noise")
+    check_run(comfyui_page, "search_noise", entry)
+    (file,) = files("TastemakerSaveScoredImage")
+    score = load_reward("guiding").score([file])[0]  # of the enlarged picture
+    assert score_in(file) == padded(score)
+    (said,) = entry["outputs"][node_named("search_noise", "TastemakerSearchNoise")]["text"]
+    rounds = [float(best) for best in re.findall(r"the best (-?[\d.]+),", said)]
+    assert len(rounds) == 4 and max(rounds[1:]) > rounds[0]
+    assert float(score_in(file)) > rounds[0], "with more steps, too, it is better than the first"
+    assert said.splitlines()[-1].startswith("256 calls of the model")
 
 
 def test_overnight_gate(comfyui_page, picture):
