@@ -265,10 +265,8 @@ def test_a_penalty_surprises_by_how_far_it_is_from_a_typical_taste():
 
 
 def test_a_taste_that_few_comparisons_show_is_learned():
-    """By the loss alone, the base is kept in many of these draws, or what is learned is chance."""
-    right = []
-    for seed in range(8):
-        features, comparisons, taste = simulated(n=400, d=12, count=40, seed=seed)
+    """By the held-out loss alone, two of these would learn nothing at all."""
+    for seed in range(8, 12):
+        features, comparisons, taste = simulated(n=400, d=40, count=25, sharp=2.0, seed=seed)
         found = fit_taste(features, None, comparisons)
-        right.append(torch.corrcoef(torch.stack([found(features), features @ taste]))[0, 1])
-    assert min(right) > 0.3 and torch.stack(right).mean() > 0.6
+        assert torch.corrcoef(torch.stack([found(features), features @ taste]))[0, 1] > 0.4
