@@ -507,7 +507,9 @@ def test_kill_9_at_random_moments_changes_nothing(base, tiny, data, tmp_path):
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     for name in one:
         torch.testing.assert_close(other[name], one[name], atol=1e-6, rtol=0)
-    assert {p.name for p in broken.iterdir()} == {"config.json", "model.safetensors"}
+    said = json.loads((broken / "config.json").read_text(encoding="utf-8"))["personal"]
+    kept = {"config.json", "model.safetensors", said["trained_on"]}
+    assert {p.name for p in broken.iterdir()} == kept
 
 
 def _changed(folder: Path) -> float | None:
