@@ -21,6 +21,7 @@ OUT = Path(__file__).with_suffix("").with_name("preferences.md")
 # Student's t of 95 %, by users - 1
 T95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 FEW, CEILING = 200, 20000
+MARGIN = 0.01  # what an interval may reach below 0 for "never worse" to be shown
 
 
 class Curves:
@@ -151,20 +152,23 @@ def _bars(study, c: Curves) -> str:
 
 
 def _never_worse(c: Curves, one: str, other: str, bar: str) -> list[str]:
-    """Worse is where the interval of the difference lies below 0."""
+    """Worse is where the interval of the difference lies below 0; a wide one shows neither."""
     worse = {"mean": [], **{name: [] for name in tastes.TASTES}}
-    lowest = (1.0, 0.0, 0)
+    lowest, low = (1.0, 0.0, 0), 1.0
     for n in c.counts(one):
         d = c(one, n) - c(other, n)
         for name, values in zip(worse, (d.mean(1), *d.T), strict=True):
             mean, half = c.mean(values)
             if mean + half < 0:
                 worse[name].append(n)
-        lowest = min(lowest, (*c.mean(d.mean(1)), n))
+        mean, half = c.mean(d.mean(1))
+        lowest, low = min(lowest, (mean, half, n)), min(low, mean - half)
     tasted = "; ".join(f"{k} at {v}" for k, v in worse.items() if v and k != "mean") or "none"
     found = f"mean of the tastes: lowest {_said(*lowest[:2], '+')} at {lowest[2]}; worse beyond doubt: {tasted}"
     if worse["mean"]:
         return [bar, found, "no"]
+    if low < -MARGIN:
+        return [bar, found, f"not shown: an interval reaches {100 * low:+.1f}"]
     return [bar, found, "yes" if tasted == "none" else "on the mean, not for every taste"]
 
 
