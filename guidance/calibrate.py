@@ -83,6 +83,7 @@ def calibrate_pruning(
     decoder = Decoder(pipe, decode)
     runs = one_prompt_each(pipe_kwargs)
     bar = tqdm(total=candidates * len(runs), desc="calibrate pruning", disable=not progress)
+    weights = [weight for _, weight in scorers]
     tables, ratios = [], []
     with bar, decoder.watching():
         for kwargs in runs:
@@ -93,7 +94,8 @@ def calibrate_pruning(
                 scores, ratios = _previews(pipe, scorers, decoder, own, kwargs)
                 parts.append(scores)
                 bar.update(len(own))
-            tables.append(torch.cat(parts, 1))
+            told = torch.cat(parts, 2)  # of all candidates: several scorers are compared by ranks
+            tables.append(torch.stack([combine(row, weights).float() for row in told]))
     return choose_cuts(tables, ratios, n=n, keep=keep, budget=budget)
 
 
@@ -101,14 +103,15 @@ def calibrate_pruning(
 def _previews(
     pipe: Any, scorers: Sequence, decoder: Decoder, seeds: list[int], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor, list[float]]:
-    """Scores [S + 1, B] of every step's preview and of the finished picture; the steps' noise ratios."""
+    """Of every step's preview and of the finished picture, the scorers' scores [steps + 1, S, B]; the
+    steps' noise ratios.
+    """
     prompt = kwargs.get("prompt")
     prompts = [prompt] * len(seeds) if isinstance(prompt, str) else None
     rows, ratios = [], []
 
     def score(pixels: Tensor) -> Tensor:
-        table = torch.stack([rate(scorer, pixels, prompts) for scorer, _ in scorers]).cpu()
-        return combine(table, [weight for _, weight in scorers]).float()
+        return torch.stack([rate(scorer, pixels, prompts) for scorer, _ in scorers]).cpu()
 
     def seen(step: Step) -> None:
         rows.append(score(decoder(step.x0)))

@@ -17,7 +17,7 @@ from .prune import denoisers
 from .record import SearchResult
 from .rewards import ascent, norms
 from .sampling import Samples, sample
-from .search import Search, candidates, combine
+from .search import Search, candidates
 
 MOMENTUM = 0.5
 
@@ -87,8 +87,7 @@ class Climb:
         """A run without a gradient."""
         samples = self.search.sample([seed], z)
         self.search.bar.update()
-        scorers = [scorer for scorer, _ in self.search.scorers]
-        return self._told(samples, z, self.search.rate(samples.pixels, scorers)[:, 0])
+        return self._told(samples, z, self.search.table(samples.pixels)[:, 0])
 
     def _told(self, samples: Samples, z: Tensor, table: Tensor) -> Tried:
         search, held = self.search, None
@@ -108,8 +107,7 @@ class Climb:
         return True
 
     def _first(self, tried: list[Tried]) -> int:
-        weights = [weight for _, weight in self.search.scorers]
-        scores = combine(torch.stack([each.table for each in tried], 1), weights)
+        scores = self.search.combined(torch.stack([each.table for each in tried], 1))
         return int(scores.nan_to_num(-math.inf).argmax())
 
 

@@ -60,7 +60,9 @@ class Halving:
     """One search among candidates that are sampled together.
 
     Args:
-        rate: pixels [B, ...] to scores [B] on the CPU.
+        rate: pixels [B, ...] to scores [S, B] of S scorers on the CPU.
+        combine: those of all candidates [S, N] to one each, [N]: several scorers are compared by
+            ranks, which only the whole set has.
         decode: how x0 becomes pixels at a cut; see `Decoder`.
         least: candidates that are never dropped.
     """
@@ -72,6 +74,7 @@ class Halving:
         pipe_kwargs: Mapping[str, Any],
         cuts: Sequence[Cut],
         rate: Callable[[Tensor], Tensor],
+        combine: Callable[[Tensor], Tensor],
         *,
         batch_size: int,
         decode: Any = "vae",
@@ -79,7 +82,8 @@ class Halving:
     ):
         check_prunable(pipe, pipe_kwargs)
         self.pipe, self.seeds, self.pipe_kwargs = pipe, list(seeds), pipe_kwargs
-        self.cuts, self.rate, self.decode, self.least = list(cuts), rate, decode, least
+        self.cuts, self.decode, self.least = list(cuts), decode, least
+        self.rate, self.combine = rate, combine
         self.calls = 0  # of the denoiser, times candidates
         self.survivors: list[list[int]] = []  # after each cut
         self.rows: list[Row] = []  # one a cut
@@ -93,18 +97,21 @@ class Halving:
             try:
                 told = {lane: self._turn(lane, None) for lane in self.lanes}
                 for cut in self.cuts:
-                    kept = self._choose(told, cut)
-                    self._record(told, kept)
+                    scores = self.combine(torch.cat(list(told.values()), 1))
+                    kept = self._choose(told, scores, cut)
+                    self._record(told, scores, kept)
                     told = {lane: self._turn(lane, local) for lane, local in kept.items() if local}
             finally:
                 for lane in self.lanes:
                     lane.stop()
         return [candidate for lane in told for candidate in told[lane]]
 
-    def _record(self, told: dict[Lane, Tensor], kept: dict[Lane, list[int]]) -> None:
+    def _record(
+        self, told: dict[Lane, Tensor], scores: Tensor, kept: dict[Lane, list[int]]
+    ) -> None:
         numbers = sorted(n for lane in kept for n in lane.numbers(kept[lane]))
         self.survivors.append(numbers)
-        step, scores = next(iter(told)).step, torch.cat(list(told.values()))
+        step = next(iter(told)).step
         left = len(numbers) / len(self.seeds)
         self.rows.append(Row(step.index, step.sigma, step.noise_ratio, scores, left=left))
 
@@ -116,10 +123,9 @@ class Halving:
         finally:
             self.running = None
 
-    def _choose(self, told: dict[Lane, Tensor], cut: Cut) -> dict[Lane, list[int]]:
-        """Which positions of each batch go on."""
-        places = [(lane, i) for lane, scores in told.items() for i in range(len(scores))]
-        scores = torch.cat(list(told.values()))
+    def _choose(self, told: dict[Lane, Tensor], scores: Tensor, cut: Cut) -> dict[Lane, list[int]]:
+        """Which positions of each batch go on; the scores [N] are of all batches."""
+        places = [(lane, i) for lane, table in told.items() for i in range(table.shape[1])]
         count = max(self.least, math.ceil(cut.keep * len(self.seeds)))
         chosen = ranking.top_k(scores, min(count, len(scores)), "original").kept.tolist()
         kept: dict[Lane, list[int]] = {lane: [] for lane in told}

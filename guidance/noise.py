@@ -23,7 +23,7 @@ from .offload import LAYERS, check_hooks
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, weighted
 from .sampling import one_prompt_each
-from .search import Search, combine
+from .search import Search
 
 METHODS = ("zero-order", "random")
 REACH = 0.6
@@ -107,7 +107,7 @@ def _searched(search: Search, seeds: list[int], n: int, keep: int, reach: float)
         made = [each._replace(number=first + each.number) for each in search.all(now, noise)]
         table, held_out = search.judged(made)
         tried, tables, held = tried + made, [*tables, table], [*held, held_out]
-        scores = combine(torch.cat(tables, 1), [weight for _, weight in search.scorers])
+        scores = search.combined(torch.cat(tables, 1))
         search.record.rows.append(row(first // n, scores[first:], held_out))
         if not scores.isnan().all():
             pivot = tried[int(scores.nan_to_num(-math.inf).argmax())].noise

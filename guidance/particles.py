@@ -211,8 +211,7 @@ class Particles:
         """The latents [n, ...] to go on with, resampled if the weights have become uneven."""
         search = self.search
         pixels = [self.decoder(x0) for x0 in self.step.x0.split(search.batch_size)]
-        scorers = [scorer for scorer, _ in search.scorers]
-        table = torch.cat([search.rate(part, scorers) for part in pixels], 1)  # [S, n]
+        table = torch.cat([search.table(part) for part in pixels], 1)  # [S, n]
         if search.held_out is not None:
             held_out = [search.rate(part, [search.held_out])[0] for part in pixels]
             self.row.held_out = torch.cat(held_out)

@@ -108,13 +108,9 @@ class Search:
         self, seeds: list[int], keep: int, cuts: Sequence[Cut], decode: Any
     ) -> list[Candidate]:
         """The candidates that survive the cuts."""
-
-        def preview(pixels: Tensor) -> Tensor:
-            return self.combined(pixels)
-
         while True:
             halving = Halving(
-                *(self.pipe, seeds, self.kwargs, cuts, preview),
+                *(self.pipe, seeds, self.kwargs, cuts, self.table, self.combined),
                 **dict(batch_size=self.batch_size, decode=decode, least=keep),
             )
             try:
@@ -133,7 +129,7 @@ class Search:
     def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:
         """Scores the finished candidates and keeps the best."""
         table, held_out = self.judged(candidates)
-        scores = combine(table, [weight for _, weight in self.scorers])
+        scores = self.combined(table)
         self.record.rows.append(Row(self.steps, 0.0, 0.0, scores, held_out))
         return self.kept(candidates, table, held_out, seeds, keep)
 
@@ -143,7 +139,7 @@ class Search:
             candidates[i : i + self.batch_size] for i in range(0, len(candidates), self.batch_size)
         ]
         pixels = [torch.stack([candidate.pixels for candidate in part]) for part in parts]
-        table = torch.cat([self.rate(x, [s for s, _ in self.scorers]) for x in pixels], 1)
+        table = torch.cat([self.table(x) for x in pixels], 1)
         if self.held_out is None:
             return table, None
         return table, torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
@@ -159,7 +155,7 @@ class Search:
         """The best of judged candidates."""
         numbers = [candidate.number for candidate in candidates]
         scores, held = torch.full((2, len(seeds)), torch.nan)
-        scores[numbers] = combine(table, [weight for _, weight in self.scorers]).float()
+        scores[numbers] = self.combined(table).float()
         if held_out is not None:
             held[numbers] = held_out
         kept = ranking.top_k(scores, keep).kept.tolist()
@@ -202,9 +198,12 @@ class Search:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def combined(self, pixels: Tensor) -> Tensor:
-        """One score [B] a candidate, on the CPU."""
-        table = self.rate(pixels, [scorer for scorer, _ in self.scorers])
+    def table(self, pixels: Tensor) -> Tensor:
+        """What each of the scorers says of a batch, [S, B] on the CPU."""
+        return self.rate(pixels, [scorer for scorer, _ in self.scorers])
+
+    def combined(self, table: Tensor) -> Tensor:
+        """One score a candidate, [N], of the scorers' [S, N] of all candidates."""
         return combine(table, [weight for _, weight in self.scorers])
 
     @torch.no_grad()

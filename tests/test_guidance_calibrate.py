@@ -86,6 +86,19 @@ def test_on_a_pipeline_and_used_there():
     assert pruned.scores[0] <= whole.scores[0] + 1e-6
 
 
+def test_several_scorers_rank_all_candidates_not_those_of_a_batch():
+    pipe = tiny_pipes.make("SD 1.5")
+    kwargs = {key: value for key, value in tiny_pipes.call("SD 1.5").items() if key != "generator"}
+
+    def measured(scorer, batch_size):
+        named = dict(n=4, batch_size=batch_size, pipe_kwargs=kwargs, progress=False)
+        return calibrate_pruning(pipe, scorer, 6, **named).correlation
+
+    alone = measured(red, 6)
+    assert measured([red, red], 1) == pytest.approx(alone, abs=1e-5)
+    assert measured([red, red], 4) == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, value", [("candidates", 1), ("n", 1), ("keep", 0), ("budget", 1.5), ("batch_size", 0)]
 )

@@ -92,6 +92,20 @@ def test_batches_are_compared_with_one_another():
     ]
 
 
+def bright(images):
+    return 1000 * images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("batch_size", [3, 1])
+def test_several_scorers_rank_all_candidates_not_those_of_a_batch(batch_size):
+    pair = [(red, 3.0), (bright, 1.0)]
+    whole, parts = (search("SD 1.5", scorer=pair, batch_size=b) for b in (8, batch_size))
+    assert whole.seeds == parts.seeds
+    assert whole.record.survivors == parts.record.survivors
+    # Eight at once: half of them, by both rankings, and not the first four.
+    assert whole.record.survivors[0] != [0, 1, 2, 3]
+
+
 def test_the_dropped_have_no_score_and_the_kept_are_the_best_of_the_rest():
     result = search("SD 1.5")
     alive = result.record.survivors[-1]
