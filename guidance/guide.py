@@ -3,8 +3,9 @@
     x0' = x0 + scale * r * sqrt(d) * f * g / |g|
 
 for each sample by itself: g is the gradient, d the number of its elements, r the noise ratio, and f is 1
-until the scorer's gradient has faded to a share of its usual norm, from where on it fades too. Latents have about unit variance, so `scale` is a root mean square
-displacement, the same for every model, resolution, scheduler, number of steps and unit of the reward.
+until the scorer's gradient has faded to a share of its usual norm, from where on it fades too. Latents
+have about unit variance, so `scale` is a root mean square displacement, the same for every model,
+resolution, scheduler, number of steps and unit of the reward.
 Early steps (high r) change what the picture shows; late ones change pixels to please the scorer.
 """
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .record import Record, Row
-from .rewards import Scorer, along, ascent, norms, one_an_image, rate, unit
+from .rewards import Scorer, along, ascent, check_scorer, norms, one_an_image, rate, unit
 from .tap import Step
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,17 @@ class Guide:
         for name in ("scale", "cap", "low_pass"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.held_out is not None:
+            check_scorer(self.held_out)
         self._usual: dict[int, Tensor] = {}  # of each scorer's gradients
         self._gains = torch.zeros(2)  # of the guiding and the held-out reward, by the pushes so far
         self._carried: Tensor | None = None  # the last push, of which the solver takes a part back
+        self._warned = False  # that samples have no finite reward
 
     def start(self) -> None:
         """Forgets the run before: for `tap`'s `on_start`."""
         self._usual, self._gains, self._carried = {}, torch.zeros(2), None
+        self._warned = False
         self.record.stopped = False
 
     def wants(self, noise_ratio: float) -> bool:
@@ -106,6 +111,7 @@ class Guide:
         if self.target is not None:
             push = push * along(total < self.target, push)
         row.reward, row.push = total.cpu(), rms(push).cpu()
+        self._warn_of_nan(row)
         if self.held_out is not None:
             self._watch(row, pixels, step.x0 + push.to(step.x0), total, prompts)
         return push
@@ -137,6 +143,15 @@ class Guide:
         usual = USUAL * usual + (1 - USUAL) * norm if known else norm
         self._usual[number] = usual
         return (norm / (FLOOR * usual).clamp_min(1e-30)).clamp(max=1)
+
+    def _warn_of_nan(self, row: Row) -> None:
+        lost = int((~row.reward.isfinite()).sum())
+        if lost and not self._warned:
+            log.warning(
+                "%d of %d samples have no finite reward at step %d: those are not guided",
+                *(lost, len(row.reward), row.index),
+            )
+            self._warned = True
 
     @torch.no_grad()
     def _watch(

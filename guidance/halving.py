@@ -39,7 +39,12 @@ HALVING = (Cut(0.1, 1 / 2), Cut(0.2, 1 / 4), Cut(0.3, 1 / 8), Cut(0.4, 1 / 16))
 
 def check_cuts(cuts: Sequence[Cut | tuple[float, float]]) -> list[Cut]:
     """ValueError unless they come one after the other and keep fewer and fewer."""
-    found = [Cut(*cut) for cut in cuts]
+    try:
+        found = [Cut(*cut) for cut in cuts]
+    except TypeError:
+        raise ValueError(
+            f'prune is "halving", cuts [(after, keep), ...] or a calibration\'s .cuts, got {cuts!r}'
+        ) from None
     flat = [value for cut in found for value in cut]
     ordered = all(a.after < b.after and a.keep > b.keep for a, b in pairwise(found))
     if not all(0 < value < 1 for value in flat) or not ordered:

@@ -22,7 +22,7 @@ from .initial import check_deterministic, initial_noise, row
 from .offload import LAYERS, check_hooks
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, weighted
-from .sampling import one_prompt_each
+from .sampling import check_batch_size, numbered, one_prompt_each
 from .search import Search
 
 METHODS = ("zero-order", "random")
@@ -72,7 +72,7 @@ def search_noise(
         TypeError, ValueError: naming the argument.
     """
     count = rounds * n
-    seeds = [seeds + i for i in range(count)] if isinstance(seeds, int) else list(seeds)
+    seeds = numbered(seeds, count)
     if rounds < 1 or n < 1 or not 1 <= keep <= count or len(seeds) != count:
         raise ValueError(
             f"rounds * n seeds and 1 <= keep <= rounds * n: rounds={rounds}, n={n}, keep={keep}, "
@@ -82,9 +82,9 @@ def search_noise(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not 0 < reach <= 1:
         raise ValueError(f"reach must be in (0, 1], got {reach}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    runs, scorers, record, found = one_prompt_each(pipe_kwargs), weighted(scorer), Record(), []
+    check_batch_size(batch_size)
+    runs, scorers, found = one_prompt_each(pipe_kwargs), weighted(scorer), []
+    record = Record(across="round")
     bar = tqdm(total=count * len(runs), desc="noises", unit="image", disable=not progress)
     with bar:
         for kwargs in runs:
@@ -171,12 +171,13 @@ def optimize_noise(
             of whole models.
     """
     check_hooks(pipe, "optimize_noise", LAYERS)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    seeds = numbered(seeds, 1)
     if iterations < 0 or not seeds:
         raise ValueError(f"iterations >= 0 and a seed: iterations={iterations}, seeds={seeds}")
     if not lr >= 0 or not 0 <= regulariser <= 1:
         raise ValueError(f"lr >= 0 and regulariser in [0, 1]: lr={lr}, regulariser={regulariser}")
-    runs, scorers, record, found = one_prompt_each(pipe_kwargs), weighted(scorer), Record(), []
+    runs, scorers, found = one_prompt_each(pipe_kwargs), weighted(scorer), []
+    record = Record(across="iteration")
     total = len(seeds) * len(runs) * (iterations + 1)
     bar = tqdm(total=total, desc="noise", unit="run", disable=not progress)
     with bar, ExitStack() as stack:

@@ -25,7 +25,7 @@ from .prune import shrink_history
 from .record import Record, SearchResult
 from .resample import POTENTIALS, Weights, effective, renoised
 from .rewards import Scorer, Scorers, weighted
-from .sampling import Samples, one_prompt_each, sample
+from .sampling import Samples, check_batch_size, numbered, one_prompt_each, sample
 from .schedulers import Level, adds_noise, level
 from .search import Search, candidates
 from .split import split
@@ -93,13 +93,12 @@ def steer_particles(
         TypeError, ValueError: naming the argument.
         RuntimeError: memory runs out with one particle at a time.
     """
-    seeds = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
+    seeds = numbered(seeds, n)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
     check_options(lam, eta, at, ess, potential)
     batch_size = n if batch_size is None else batch_size
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
     if eta is None:
         eta = 0.0 if adds_noise(pipe.scheduler, pipe_kwargs) else ETA

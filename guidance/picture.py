@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from PIL import Image
 
 from ..report.plot import plot
 from .record import Record, Row
 
-ACROSS = "call of the denoiser"
+SEVERAL = "row of the record, several runs one after the other"
 LOWER = (900, 260)  # of the lower picture
 
 Points = list[tuple[float, float]]
@@ -15,7 +17,7 @@ Points = list[tuple[float, float]]
 
 def picture(record: Record, title: str) -> Image.Image:
     """ValueError if nothing was measured."""
-    rows = placed(record.rows)
+    rows, across = placed(record)
     measured = {
         "guiding": [(x, row.reward) for x, row in rows if row.reward is not None],
         "held out": [(x, row.held_out) for x, row in rows if row.held_out is not None],
@@ -27,19 +29,20 @@ def picture(record: Record, title: str) -> Image.Image:
     }
     found = shares(rows)
     if not found:
-        return plot(means, title=title, across=ACROSS)
+        return plot(means, title=title, across=across)
     places = [x for curve in (*means.values(), *found.values()) for x, _ in curve]
     low, high = min(places), max(places)
     room = 0.04 * (high - low) or max(abs(low), 1.0) * 0.1  # as the upper one's
-    below = plot(found, across=ACROSS, bounds=(low - room, high + room, 0.0, 1.1), size=LOWER)
+    below = plot(found, across=across, bounds=(low - room, high + room, 0.0, 1.1), size=LOWER)
     return stacked(plot(means, title=title), below)
 
 
-def placed(rows: list[Row]) -> list[tuple[int, Row]]:
-    """Each row with the call of the denoiser that it is of; of several runs, with its number."""
-    calls = [row.index for row in rows]
-    one_run = all(a < b for a, b in zip(calls, calls[1:], strict=False))
-    return list(zip(calls if one_run else range(len(rows)), rows, strict=True))
+def placed(record: Record) -> tuple[list[tuple[int, Row]], str]:
+    """Each row with its index, and what that counts; of several runs, with its number."""
+    rows, calls = record.rows, [row.index for row in record.rows]
+    if all(a < b for a, b in pairwise(calls)):
+        return list(zip(calls, rows, strict=True)), record.across
+    return list(enumerate(rows)), SEVERAL
 
 
 def shares(rows: list[tuple[int, Row]]) -> dict[str, Points]:

@@ -42,6 +42,7 @@ class Record:
     survivors: list[list[int]] = field(default_factory=list)  # candidates left after each cut
     gap: bool = False  # the held-out reward fell while the guiding one rose
     stopped: bool = False  # guidance was stopped for it
+    across: str = "call of the denoiser"  # what the rows' indices count
 
     def plot(self, title: str = "reward") -> Image.Image:
         """The mean reward, and the held-out one, of every measured step's preview, as a picture.

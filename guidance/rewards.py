@@ -25,12 +25,17 @@ def weighted(scorers: Scorers) -> list[tuple[Scorer, float]]:
     several = list(scorers) if isinstance(scorers, Sequence) else [scorers]
     pairs = [pair if isinstance(pair, tuple) else (pair, 1.0) for pair in several]
     for scorer, _ in pairs:
-        if not callable(scorer):
-            raise TypeError(f"a scorer is a callable, got {type(scorer).__name__}")
+        check_scorer(scorer)
     total = sum(weight for _, weight in pairs)
     if not total > 0 or any(weight < 0 for _, weight in pairs):
         raise ValueError(f"weights must be positive, got {[weight for _, weight in pairs]}")
     return [(scorer, weight / total) for scorer, weight in pairs]
+
+
+def check_scorer(scorer: Any) -> None:
+    """Raises TypeError, naming what is no scorer."""
+    if not callable(scorer):
+        raise TypeError(f"a scorer is a callable, got {type(scorer).__name__}")
 
 
 def rate(scorer: Scorer, images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -146,6 +147,28 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
         return value[i] if texts and len(value) == count else value
 
     return [{name: of(i, value) for name, value in pipe_kwargs.items()} for i in range(count)]
+
+
+def numbered(seeds: int | Sequence[int], n: int) -> list[int]:
+    """The seeds: n in a row from a first one, or those given.
+
+    Raises:
+        TypeError: something else than whole numbers.
+    """
+    try:
+        if isinstance(seeds, Iterable):
+            return [index(seed) for seed in seeds]
+        return [index(seeds) + i for i in range(index(n))]
+    except TypeError:
+        raise TypeError(
+            f"seeds are a whole number or a list of them: seeds={seeds!r}, of {n!r}"
+        ) from None
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ValueError unless it is a number of samples."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, a whole number, got {batch_size!r}")
 
 
 def to_pil(pixels: Tensor) -> list[Any]:

@@ -14,8 +14,8 @@ from .. import ranking
 from ..scorers.stream import out_of_memory
 from .halving import HALVING, Candidate, Cut, Halving, check_cuts
 from .record import Record, Row, SearchResult
-from .rewards import Scorer, Scorers, rate, weighted
-from .sampling import Samples, one_prompt_each, sample, to_pil
+from .rewards import Scorer, Scorers, check_scorer, rate, weighted
+from .sampling import Samples, check_batch_size, numbered, one_prompt_each, sample, to_pil
 from .tap import release
 
 log = logging.getLogger(__name__)
@@ -64,11 +64,10 @@ def best_of_n(
         TypeError, ValueError: naming the argument. A candidate whose score is NaN is never kept;
             ValueError if none has a score.
     """
-    seeds = [seeds + i for i in range(n)] if isinstance(seeds, int) else list(seeds)
+    seeds = numbered(seeds, n)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_batch_size(batch_size)
     cuts = check_cuts(HALVING if prune == "halving" else prune or ())
     runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
     bar = tqdm(total=n * len(runs), desc=f"best of {n}", unit="image", disable=not progress)
@@ -92,6 +91,8 @@ class Search:
         self.steps = 0  # calls of the denoiser that a finished candidate took
         if not callable(pipe):
             raise TypeError(f"pipe is a diffusers pipeline, got {type(pipe).__name__}")
+        if held_out is not None:
+            check_scorer(held_out)  # before the work, not after it
         release(getattr(pipe, "scheduler", None))
 
     def all(self, seeds: list[int], noise: Tensor | None = None) -> list[Candidate]:

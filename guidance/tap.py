@@ -71,7 +71,10 @@ def tap(
     """
     check_scheduler(scheduler)
     if HELD in vars(scheduler):
-        raise RuntimeError(f"{name_of(scheduler)} is tapped already: leave the other context first")
+        raise RuntimeError(
+            f"{name_of(scheduler)} is tapped already: of reward_guidance, pruning, particles and "
+            "calibrate_pruning only one works at a time; leave the other context first"
+        )
     if clips(scheduler):
         warnings.warn(
             f"{name_of(scheduler)} clips x0 after the tap (clip_sample or thresholding): switch it off "

@@ -61,7 +61,8 @@ def plot(
             box[3] - (y - low) / (top - low) * (box[3] - box[1]),
         )
 
-    _draw_axes(draw, box, axes, place)
+    whole = all(float(x).is_integer() for x, _ in points)
+    _draw_axes(draw, box, axes, place, whole)
     colours = dict(zip((*dots, *curves), COLOURS * 8, strict=False))
     for name, cloud in dots.items():
         _draw_dots(draw, [place(*point) for point in cloud], colours[name], 2)
@@ -79,23 +80,24 @@ def plot(
     return picture.reduce(FINE)
 
 
-def _draw_axes(draw, box: Sequence[int], axes: Sequence[float], place: Place) -> None:
+def _draw_axes(draw, box: Sequence[int], axes: Sequence[float], place: Place, whole: bool) -> None:
+    """`whole`: what is across are whole numbers, and nothing is between them."""
     left, right, low, high = axes
     draw.rectangle(box, EMPTY)
     for y in _ticks(low, high):
         up = place(left, y)[1]
         draw.line((box[0], up, box[2], up), BACKGROUND, FINE)
         draw.text((box[0] - 8 * FINE, up), f"{y:.6g}", QUIET, _font(15), anchor="rm")
-    for x in _ticks(left, right):
+    for x in _ticks(left, right, least=1.0 if whole else 0.0):
         at = (place(x, low)[0], box[3] + 8 * FINE)
         draw.text(at, f"{x:.6g}", QUIET, _font(15), anchor="ma")
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
     """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
+    step = max(least, next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 

@@ -149,6 +149,18 @@ def test_a_gradient_that_is_not_finite_leaves_its_sample_alone():
     assert ((moved - x0).flatten(1).abs().sum(1) > 0).tolist() == [True, False, True]
 
 
+def test_rewards_that_are_no_numbers_are_told_once_a_run(caplog):
+    def broken(images):
+        return red(images) * torch.tensor([1.0, torch.nan, 1.0])
+
+    one = guide(broken)
+    for run in range(2):
+        one.start()
+        for i in range(3):
+            one(step(latents(), index=i))
+        assert caplog.text.count("1 of 3 samples have no finite reward at step 0") == run + 1
+
+
 def test_under_inference_mode_too():
     with torch.inference_mode():
         moved = guide()(step(latents()))
@@ -173,10 +185,11 @@ def test_low_pass_keeps_the_size_and_removes_the_grain():
         (dict(window=(0.9, 0.1)), "window"),
         (dict(scale=-1.0), "scale must not be negative"),
         (dict(scale=float("nan")), "scale"),
+        (dict(held_out="nano"), "a scorer is a callable, got str"),
     ],
 )
 def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         guide(**options)
 
 

@@ -187,6 +187,11 @@ def test_nothing_is_left_on_the_pipeline_after_an_error(find):
     assert not pipe.unet.is_gradient_checkpointing
 
 
+def test_records_say_what_their_rows_are():
+    assert search("SD 1.5", rounds=2, n=1).record.across == "round"
+    assert optimize("SD 1.5", iterations=1).record.across == "iteration"
+
+
 @pytest.mark.parametrize("find", [search, optimize])
 def test_a_sampler_that_adds_noise_is_refused_by_name(find):
     pipe = tiny_pipes.make("SD 1.5", diffusers.EulerAncestralDiscreteScheduler(**SD))
@@ -202,6 +207,8 @@ def test_a_sampler_that_adds_noise_is_refused_by_name(find):
         (dict(rounds=0), "rounds=0"),
         (dict(seeds=[1, 2]), "2 seeds"),
         (dict(keep=99), "keep=99"),
+        (dict(rounds=1.5), "a whole number"),
+        (dict(held_out="nano"), "a scorer is a callable, got str"),
         (dict(method="grid"), "method must be one of zero-order, random"),
         (dict(reach=0.0), "reach must be in"),
         (dict(batch_size=0), "batch_size"),

@@ -13,7 +13,7 @@ from stub import Brightness
 from tastemaker.guidance.particles import steer_particles
 from tastemaker.guidance.picture import placed, shares
 from tastemaker.guidance.prune import denoisers
-from tastemaker.guidance.record import Row
+from tastemaker.guidance.record import Record, Row
 from tastemaker.guidance.resample import Weights, effective, renoised, spread, systematic
 from tastemaker.guidance.schedulers import Level
 from tastemaker.guidance.search import best_of_n
@@ -453,7 +453,7 @@ BLUE, ORANGE = (96, 165, 250), (251, 146, 60)
 
 def test_the_picture_shows_the_particles_below_the_rewards():
     record = steer("SD 1.5 with DDIM", n=8, held_out=Brightness()).record
-    curves = shares(placed(record.rows))
+    curves = shares(placed(record)[0])
     assert list(curves) == ["effective sample size", "initial noises left"]
     weighed = [row for row in record.rows if row.ess is not None]
     assert curves["effective sample size"] == [(row.index, row.ess) for row in weighed]
@@ -471,7 +471,9 @@ def test_noises_that_are_left_of_two_runs():
         return Row(index, 1.0, 1.0, torch.zeros(4), ess=0.3, ancestors=ancestors)
 
     rows = [row(1, [0, 0, 1, 1]), row(3, [0, 1, 0, 1]), row(1, None), row(3, [2, 2, 2, 2])]
-    points = shares(placed(rows))["initial noises left"]
+    numbered, across = placed(Record(rows))
+    assert "several runs" in across
+    points = shares(numbered)["initial noises left"]
     assert points == [(0, 0.5), (1, 0.25), (2, 1.0), (3, 0.25)]
 
 
@@ -486,6 +488,8 @@ def test_an_unknown_scheduler_is_named():
     [
         (dict(keep=5), "1 <= keep <= n"),
         (dict(seeds=[1]), "1 seeds"),
+        (dict(seeds=None), "seeds are a whole number or a list of them: seeds=None"),
+        (dict(held_out="nano"), "a scorer is a callable, got str"),
         (dict(lam=-1.0), "lam must not be negative"),
         (dict(eta=1.5), "eta must be in"),
         (dict(ess=2.0), "ess must be in"),

@@ -228,6 +228,13 @@ def test_several_scorers_are_compared_by_ranks():
     assert combine(table, [0.5, 0.5]).isnan().tolist() == [False, True, False, False]
 
 
+def test_seeds_may_be_of_any_kind_of_integer():
+    wanted = run("SD 1.5", n=2, seeds=[3, 4]).all_seeds
+    for seeds in (3, torch.tensor([3, 4]), np.array([3, 4]), range(3, 5)):
+        found = run("SD 1.5", n=2, seeds=seeds).all_seeds
+        assert found == wanted and all(type(seed) is int for seed in found)
+
+
 def test_candidates_without_a_score_are_never_kept():
     def sometimes(images):
         scores = red(images)
@@ -245,7 +252,14 @@ def test_candidates_without_a_score_are_never_kept():
         (dict(n=2, keep=3), "1 <= keep <= n"),
         (dict(n=0, keep=0), "1 <= keep <= n"),
         (dict(n=2, seeds=[1]), "1 seeds"),
+        (dict(n="2"), "of '2'"),
+        (dict(n=2, seeds=[0.5, 1.5]), r"seeds=\[0.5, 1.5\]"),
+        (dict(n=2, seeds="ab"), "seeds='ab'"),
         (dict(n=2, batch_size=0), "batch_size"),
+        (dict(n=2, batch_size=None), "batch_size must be at least 1, a whole number, got None"),
+        (dict(n=2, held_out="nano"), "a scorer is a callable, got str"),
+        (dict(n=2, prune="half"), "prune is \"halving\", .* got 'half'"),
+        (dict(n=2, prune=True), 'prune is "halving", .* got True'),
         (dict(n=2, pipe="a/model"), "pipe is a diffusers pipeline, got str"),
         (dict(n=2, pipe_kwargs="a lighthouse"), r"dict\(prompt=...\), got 'a lighthouse'"),
         (dict(n=2, pipe_kwargs=dict(prompt=[])), "an empty list of prompts"),

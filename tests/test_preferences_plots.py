@@ -92,3 +92,13 @@ def test_bars_and_guides_have_room():
 )
 def test_ticks_are_round_numbers(low, high, expected):
     assert drawer._ticks(low, high) == pytest.approx(expected)
+
+
+def test_nothing_is_told_between_whole_numbers(monkeypatch):
+    told = []
+    monkeypatch.setattr(drawer, "_ticks", lambda *axis, least=0.0: told.append(least) or [])
+    plot({"rounds": [(0, 0.5), (1, 0.7), (2, 0.8)]})
+    plot({"shares": [(0, 0.5), (0.5, 0.7), (1, 0.8)]})
+    assert told == [0.0, 1.0, 0.0, 0.0]
+    monkeypatch.undo()
+    assert drawer._ticks(-0.1, 2.1, least=1.0) == [0, 1, 2]
