@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ from tastemaker.guidance import Decoder, Step, tap  # noqa: E402
 from tastemaker.guidance.rewards import rate  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".md")
+MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # of the C library, see above
 STEPS = 20  # of the whole run that the last column is about
 WINDOW = 0.5  # the default: steps below this noise ratio are not guided
 SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -65,10 +67,17 @@ def main() -> None:
         bench = Bench(model, device, size)
         found.append(bench.measured(args.seconds))
         del bench
+    found[0] = allocation() + found[0]
     text = f"## {measure.machine(device)}\n\n" + "\n".join(found)
     sys.stdout.write(text)
     if args.write:
         write(text)
+
+
+def allocation() -> str:
+    """The C library's settings with which this was run; nothing where they were left alone."""
+    given = [f"`{name}={os.environ[name]}`" for name in MALLOC if os.environ.get(name)]
+    return f"Run with {' '.join(given)}.\n\n" if given else ""
 
 
 def arguments() -> argparse.Namespace:
@@ -268,7 +277,8 @@ on a CPU of the processor's time, so the ratios hold where a machine was shared.
 - a whole guided run of {STEPS}: only the steps in the default window are guided, the others are plain.
 
 The linear decoder is fitted in a run's first guided step, which decodes one picture by the VAE; that is
-not counted here.
+not counted here. Settings of the C library's malloc are named where a run had any: without them it may
+hand memory back and fetch it again within a step, which then takes longer than its arithmetic.
 """
 
 
