@@ -82,10 +82,11 @@ on, clean or corrupted; {tastes.FLIPS:.0%} of their answers are slips. Accuracy 
 pairs of {held} crops of pictures that nano never saw. {curves.users} users of each taste, each with other pairs and
 slips; ± is the 95 % interval of their mean.
 
-- *scratch*: a head on nano's features. *base*: the same, and nano's score, as `train` fits it.
+- *scratch*: a head on nano's features. *base*: the same, and nano's score, as `train(robust=False)`
+  fits it.
 - *suggested*: as *base*; from {FIRST} comparisons on three in four are those that `suggest_for` finds.
 - *kept*: as *base*; besides, JPEG and low-resolution copies of at most 256 of the compared pictures
-  have to stay below them (`fit_taste(kept=...)`).
+  have to stay below them, as in `train` by default.
 """
 
 

@@ -37,6 +37,12 @@ HEADINGS = {
 )
 @click.option("--full", is_flag=True, help="Train every weight, not the head alone: for thousands.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is held out.")
+@click.option(
+    "--robust/--no-robust",
+    default=True,
+    show_default=True,
+    help="JPEG and low-resolution copies stay below their originals, as the base has it.",
+)
 @click.option("--device", help="Where it runs. [default: a GPU if there is one]")
 @click.option("--overwrite", is_flag=True, help="Replace the personal scorer in --out.")
 def command(
@@ -47,6 +53,7 @@ def command(
     test_fraction: float,
     full: bool,
     seed: int,
+    robust: bool,
     device: str | None,
     overwrite: bool,
 ) -> None:
@@ -64,7 +71,7 @@ def command(
         made = train(
             *(pairs, base, out),
             **dict(test_fraction=test_fraction, name=name, seed=seed, device=device),
-            overwrite=overwrite,
+            **dict(robust=robust, overwrite=overwrite),
         )
         metrics, notes = made.metrics, made.remarks()
     for note in notes:

@@ -13,10 +13,13 @@ import re
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +30,7 @@ from ..scorers.stream import score_stream
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 FLUSH_SECONDS, FLUSH_ROWS = 1.0, 64  # what a kill can cost
+AT_ONCE = 16  # pictures in memory that are made to be embedded
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS embeddings (content BLOB PRIMARY KEY, crc INTEGER, value BLOB);
@@ -64,13 +68,37 @@ def embed_images(
         found = _embed(scorer, dict(enumerate(paths)), batch_size, progress)
         return _stacked([value for _, value in found])
     path = cache_path(scorer, None if cache is True else cache)
+    return _mended(path, lambda: _embed_cached(scorer, paths, path, batch_size, progress))
+
+
+def embed_made(
+    scorer: Scorer,
+    made: Mapping[bytes, Callable[[], Image.Image]],
+    cache: bool | str | os.PathLike = True,
+    progress: bool | Progress = False,
+) -> dict[bytes, Tensor]:
+    """Embeds pictures [D] that are made only where they are not known yet.
+
+    Args:
+        made: by the keys, 16 bytes each, that their embeddings are kept under.
+        cache, progress: as in `embed_images`.
+    """
+    require_features(scorer)
+    if not cache:
+        return dict(_embed_parts(scorer, made, progress))
+    path = cache_path(scorer, None if cache is True else cache)
+    return _mended(path, lambda: _made_cached(scorer, made, path, progress))
+
+
+def _mended(path: Path, work: Callable[[], Any]) -> Any:
+    """The work with a cache; once more, from nothing, where its file is damaged."""
     try:
-        return _embed_cached(scorer, paths, path, batch_size, progress)
+        return work()
     except sqlite3.OperationalError as error:  # locked, or a full disk
         raise RuntimeError(f"{path}: {error}") from None
     except sqlite3.DatabaseError:
         _remove(path)  # damaged: it held nothing that cannot be computed again
-        return _embed_cached(scorer, paths, path, batch_size, progress)
+        return work()
 
 
 def cache_path(scorer: Scorer, folder: str | os.PathLike | None = None) -> Path:
@@ -91,6 +119,34 @@ def _embed_cached(
             kept.add(content, value)
         kept.flush()
         return _stacked([kept.get(content) for content in contents])
+
+
+def _made_cached(
+    scorer: Scorer, made: Mapping, path: Path, progress: bool | Progress
+) -> dict[bytes, Tensor]:
+    with EmbeddingCache(path) as kept:
+        missing = {key: make for key, make in made.items() if key not in kept}
+        for key, value in _embed_parts(scorer, missing, progress):
+            kept.add(key, value)
+        kept.flush()
+        return {key: kept.get(key) for key in made}
+
+
+def _embed_parts(
+    scorer: Scorer, made: Mapping, progress: bool | Progress
+) -> Iterator[tuple[bytes, Tensor]]:
+    """(key, embedding [D]) of pictures, of which only a few are in memory at a time."""
+    shown = progress is True and len(made) > 0
+    bar = tqdm(total=len(made), unit="image", desc="embedding copies", disable=not shown)
+    waiting, done = iter(made.items()), 0
+    with bar:
+        while part := {key: make() for key, make in islice(waiting, AT_ONCE)}:
+            for key, value in _embed(scorer, part, None, False):
+                yield key, value
+                bar.update()
+                done += 1
+                if callable(progress):
+                    progress(done, len(made))
 
 
 class EmbeddingCache:

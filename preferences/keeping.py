@@ -7,8 +7,10 @@ here the same copies of some of the compared pictures take part in the fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 
@@ -20,46 +22,69 @@ from ..scorers import Scorer
 from ..scorers.corruptions import CORRUPTIONS, NotCompressible
 from ..scorers.decode import read_picture
 from ..scorers.personal import score_features
-from .embeddings import content_of, embed_images
+from .embeddings import Progress, content_of, embed_images, embed_made
 from .robustness import TASKS
 from .taste import Kept
 
 PICTURES = 256  # more hardly changed what was kept
-AT_ONCE = 16  # copies in memory
+KNOWN = 2 / 3  # share of the pairs that a scorer has right of what it knows; less may be chance
 
 
 @torch.no_grad()
-def kept_copies(scorer: Scorer, images: Sequence[Path], seed: int = 0) -> Kept:
+def kept_copies(
+    scorer: Scorer,
+    images: Sequence[Path],
+    seed: int = 0,
+    cache: bool | str | os.PathLike = True,
+    progress: bool | Progress = False,
+) -> Kept:
     """JPEG and low-resolution copies of at most 256 of the images, where the scorer puts them below.
 
+    None of a kind of which it has less than two in three right: that it does not know.
     A picture's copies depend on its contents alone; which pictures are taken, on the seed.
+
+    Args:
+        cache, progress: as in `embed_images`.
     """
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:PICTURES]
     chosen = [images[i] for i in drawn.tolist()]
-    which, parts = [], []
-    made = _copies(chosen)
-    while some := list(islice(made, AT_ONCE)):
-        which += [i for i, _ in some]
-        parts.append(embed_images(scorer, [copy for _, copy in some], cache=False))
-    originals = embed_images(scorer, chosen)
-    better = originals[which]
-    worse = torch.cat(parts) if parts else better
-    above, below = _scores(scorer, better), _scores(scorer, worse)
-    right = above > below
-    return Kept(better[right], worse[right], above[right], below[right])
+    originals = embed_images(scorer, chosen, cache)
+    copies = [_copies(path) for path in chosen]
+    made = {key: make for own in copies for key, make in own.items()}
+    embedded = embed_made(scorer, made, cache, progress)
+    n, width = originals.shape
+    worse = torch.stack([embedded[key] for own in copies for key in own])
+    worse = worse.reshape(n, len(TASKS), width)
+    above, below = _scores(scorer, originals)[:, None], _scores(scorer, worse)
+    right = above > below  # [N, kinds]
+    right &= right.double().mean(0) >= KNOWN
+    which = right.nonzero()[:, 0]
+    return Kept(originals[which], worse[right], above[which, 0], below[right])
 
 
-def _copies(paths: Sequence[Path]) -> Iterator[tuple[int, Image.Image]]:
-    """Which picture, and a spoiled copy of it."""
-    for i, path in enumerate(paths):
-        picture = Image.fromarray(read_picture(path).permute(1, 2, 0).numpy())
-        for kind in TASKS:
-            try:
-                yield i, CORRUPTIONS[kind](picture, Random(f"{kind}:{content_of(path).hex()}"))
-            except NotCompressible:
-                continue
+def _copies(path: Path) -> dict[bytes, Callable[[], Image.Image]]:
+    """A picture's spoiled copies, made where they are asked for, by what tells them apart."""
+    content = content_of(path)
+
+    def make(kind: str) -> Image.Image:
+        picture = _opened(path)
+        try:
+            return CORRUPTIONS[kind](picture, Random(f"{kind}:{content.hex()}"))
+        except NotCompressible:
+            return picture  # equal to itself, it teaches nothing
+
+    keys = {
+        kind: hashlib.blake2b(content + kind.encode(), digest_size=16).digest() for kind in TASKS
+    }
+    return {key: lambda kind=kind: make(kind) for kind, key in keys.items()}
+
+
+@lru_cache(maxsize=1)  # its copies are made one after the other
+def _opened(path: Path) -> Image.Image:
+    return Image.fromarray(read_picture(path).permute(1, 2, 0).numpy())
 
 
 def _scores(scorer: Scorer, embeddings: Tensor) -> Tensor:
-    """[A] float64 of embeddings [A, D]."""
-    return score_features(scorer, embeddings.to(scorer.device)).double().cpu()
+    """[...] float64 of embeddings [..., D]."""
+    scores = score_features(scorer, embeddings.flatten(0, -2).to(scorer.device))
+    return scores.double().cpu().reshape(embeddings.shape[:-1])

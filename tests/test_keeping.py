@@ -60,11 +60,37 @@ def test_what_the_base_knows_is_kept(nano, soft):
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
+def test_copies_are_made_and_embedded_once(nano, soft, tmp_path, monkeypatch):
+    first = kept_copies(nano, soft.images, cache=tmp_path)
+    monkeypatch.setattr(keeping, "CORRUPTIONS", {})  # whoever makes one now fails
+    again = kept_copies(nano, soft.images, cache=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_progress_counts_the_copies_and_may_end_it(nano, soft, tmp_path):
+    seen = []
+
+    def stop(done, total):
+        seen.append((done, total))
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept_copies(nano, soft.images, cache=tmp_path, progress=stop)
+    assert seen == [(i, 48) for i in range(1, 21)]
+    kept_copies(nano, soft.images, cache=tmp_path, progress=lambda *each: seen.append(each))
+    assert seen[-1][1] <= 48 - 16, "what was embedded before the end is kept"
+
+
+def test_what_the_base_does_not_know_is_not_kept(nano, soft, monkeypatch):
+    monkeypatch.setattr(keeping, "score_features", lambda scorer, x: x[:, 0] * 0)
+    assert len(kept_copies(nano, soft.images).better) == 0
+
+
 def test_some_of_many_pictures(nano, soft, monkeypatch):
-    monkeypatch.setattr(keeping, "PICTURES", 5)
-    monkeypatch.setattr(keeping, "AT_ONCE", 3)
+    monkeypatch.setattr(keeping, "PICTURES", 12)
     one, other = (kept_copies(nano, soft.images, seed) for seed in (0, 1))
-    assert 0 < len(one.better) <= 10 and not torch.equal(one.better[0], other.better[0])
+    assert 0 < len(one.better) <= 24 and not torch.equal(one.better[0], other.better[0])
 
 
 def test_rows_of_their_own_weight_are_repeated_ones():

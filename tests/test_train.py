@@ -249,7 +249,9 @@ def test_what_progress_raises_ends_it_and_nothing_is_lost(compared, tmp_path):
     assert not (tmp_path / "taste").exists()
     seen = []
     train(comparisons, out=tmp_path / "taste", progress=lambda *each: seen.append(each))
-    assert seen == [(i, total) for i, total in zip(range(1, 39), [38] * 38, strict=True)]
+    pictures, copies = seen[:38], seen[38:]
+    assert pictures == [(i, 38) for i in range(1, 39)]
+    assert copies == [(i, len(copies)) for i in range(1, len(copies) + 1)] and copies
 
 
 def test_evaluate_tells_what_it_was_trained_on(compared, tmp_path):
