@@ -39,8 +39,9 @@ class EmbeddedGenerator(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "prompt",
-                    default="a shape",
-                    tooltip="Such as: a large red star on blue. Leave out what may be anything. It "
+                    default="a star",
+                    tooltip="Such as: a large red star on blue. Leave out what may be anything: 'a "
+                    "shape' leaves the shape open. It "
                     f"knows small and large, {', '.join(SHAPES)}, and {', '.join(COLOURS)}.",
                 ),
                 io.String.Input(
