@@ -229,11 +229,11 @@ def test_best_of_16_seeds(comfyui_page):
     check_run(comfyui_page, "best_of_16_seeds", entry)
     kept = files("TastemakerSaveScoredImage")
     scores = [score_in(file) for file in kept]
-    assert len(kept) == 2 and scores == demo_scores(kept)
+    assert len(kept) == 4 and scores == demo_scores(kept)
     assert scores == sorted(scores, key=float, reverse=True)
     (said,) = entry["outputs"][node_named("best_of_16_seeds", "TastemakerBestOfN")]["text"]
-    calls = 16 * 2 + 8 * 2 + 4 * 2 + 2 * 14  # 2 are to be kept, so no fewer go on
-    assert said.splitlines()[-1] == f"{calls} calls of the model, 26% of those for all 16."
+    calls = 16 * 8 + 6 * 12
+    assert said.splitlines()[-1] == f"{calls} calls of the model, 62% of those for all 16."
 
 
 def test_steer_while_sampling(comfyui_page):
