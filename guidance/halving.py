@@ -70,6 +70,7 @@ class Halving:
             ranks, which only the whole set has.
         decode: how x0 becomes pixels at a cut; see `Decoder`.
         least: candidates that are never dropped.
+        ended: called with the number of candidates that were dropped, or came to their end.
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class Halving:
         batch_size: int,
         decode: Any = "vae",
         least: int = 1,
+        ended: Callable[[int], object] = lambda count: None,
     ):
         check_prunable(pipe, pipe_kwargs)
         self.pipe, self.seeds, self.pipe_kwargs = pipe, list(seeds), pipe_kwargs
         self.cuts, self.decode, self.least = list(cuts), decode, least
-        self.rate, self.combine = rate, combine
+        self.rate, self.combine, self.ended = rate, combine, ended
         self.calls = 0  # of the denoiser, times candidates
         self.survivors: list[list[int]] = []  # after each cut
         self.rows: list[Row] = []  # one a cut
@@ -109,13 +111,16 @@ class Halving:
             finally:
                 for lane in self.lanes:
                     lane.stop()
-        return [candidate for lane in told for candidate in told[lane]]
+        found = [candidate for lane in told for candidate in told[lane]]
+        self.ended(len(found))
+        return found
 
     def _record(
         self, told: dict[Lane, Tensor], scores: Tensor, kept: dict[Lane, list[int]]
     ) -> None:
         numbers = sorted(n for lane in kept for n in lane.numbers(kept[lane]))
         self.survivors.append(numbers)
+        self.ended(len(scores) - len(numbers))
         step = next(iter(told)).step
         left = len(numbers) / len(self.seeds)
         self.rows.append(Row(step.index, step.sigma, step.noise_ratio, scores, left=left))

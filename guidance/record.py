@@ -86,7 +86,7 @@ class SearchResult:
     """What a search kept, best first, and what it did."""
 
     images: list[Any]  # PIL pictures; of videos, lists of frames
-    scores: Tensor  # [K]
+    scores: Tensor  # [K]; of several scorers, their mean percentile among those that were finished
     seeds: list[int]  # of generators on the CPU: they make the same images again
     prompts: list[str | None]
     latents: Tensor | None  # [K, ...] as the pipeline decoded them

@@ -109,22 +109,25 @@ class Search:
         self, seeds: list[int], keep: int, cuts: Sequence[Cut], decode: Any
     ) -> list[Candidate]:
         """The candidates that survive the cuts."""
+        before = self.bar.n
         while True:
             halving = Halving(
                 *(self.pipe, seeds, self.kwargs, cuts, self.table, self.combined),
-                **dict(batch_size=self.batch_size, decode=decode, least=keep),
+                **dict(
+                    batch_size=self.batch_size, decode=decode, least=keep, ended=self.bar.update
+                ),
             )
             try:
                 found = halving.run()
                 break
             except RuntimeError as error:
                 self.halve(self.batch_size, error)
+                self.bar.update(before - self.bar.n)
             finally:
                 self.record.denoiser_calls += halving.calls
         self.steps = max(lane.step.index + 1 for lane in halving.lanes)
         self.record.survivors += halving.survivors
         self.record.rows += halving.rows
-        self.bar.update(len(seeds))
         return found
 
     def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:

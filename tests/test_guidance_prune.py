@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import tiny_pipes
 import torch
+from tqdm.auto import tqdm
 
 from tastemaker.guidance.halving import HALVING, Cut, check_cuts
 from tastemaker.guidance.search import best_of_n
@@ -104,6 +105,19 @@ def test_several_scorers_rank_all_candidates_not_those_of_a_batch(batch_size):
     assert whole.record.survivors == parts.record.survivors
     # Eight at once: half of them, by both rankings, and not the first four.
     assert whole.record.survivors[0] != [0, 1, 2, 3]
+
+
+def test_progress_moves_with_every_cut(monkeypatch):
+    shown = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            shown.append((n, self.total))
+            return super().update(n)
+
+    monkeypatch.setattr("tastemaker.guidance.search.tqdm", Bar)
+    search("SD 1.5", progress=True)
+    assert shown == [(4, 8), (2, 8), (2, 8)]  # dropped at either cut, finished
 
 
 def test_the_dropped_have_no_score_and_the_kept_are_the_best_of_the_rest():
