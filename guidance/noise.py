@@ -104,8 +104,8 @@ def _searched(search: Search, seeds: list[int], n: int, keep: int, reach: float)
         noise = initial_noise(search.pipe, now, search.kwargs)
         if pivot is not None:
             noise = neighbours(pivot, noise, reach)
-        made = [each._replace(number=first + each.number) for each in search.all(now, noise)]
-        table, held_out = search.judged(made)
+        made, table, held_out = search.all(now, noise)
+        made = [each._replace(number=first + each.number) for each in made]
         tried, tables, held = tried + made, [*tables, table], [*held, held_out]
         scores = search.combined(torch.cat(tables, 1))
         search.record.rows.append(row(first // n, scores[first:], held_out))

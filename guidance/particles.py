@@ -171,7 +171,7 @@ class Particles:
     def run(self, seeds: list[int], keep: int) -> SearchResult:
         self.lineage = list(range(len(seeds)))
         finished = candidates(self._sampled(seeds), 0)
-        table, held_out = self.search.judged(finished)
+        _, table, held_out = self.search.judged(finished)
         self.weights.update(table, final=True)
         seeds = [seeds[i] for i in self.lineage]
         result = self.search.kept(finished, table, held_out, seeds, keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,10 +75,18 @@ def best_of_n(
     with bar:
         for kwargs in runs:
             search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
-            candidates = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
-            found.append(search.best(candidates, seeds, keep))
+            judged = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
+            found.append(search.best(judged, seeds, keep))
             batch_size = search.batch_size
     return SearchResult.join(found, record)
+
+
+class Judged(NamedTuple):
+    """Candidates that came to their end, and what the scorers say of them."""
+
+    candidates: list[Candidate]
+    table: Tensor  # [S, N]
+    held_out: Tensor | None  # [N]
 
 
 class Search:
@@ -95,19 +103,21 @@ class Search:
             check_scorer(held_out)  # before the work, not after it
         release(getattr(pipe, "scheduler", None))
 
-    def all(self, seeds: list[int], noise: Tensor | None = None) -> list[Candidate]:
-        """Every seed's candidate, batch by batch; from these noises [N, ...] if given."""
-        found: list[Candidate] = []
+    def all(self, seeds: list[int], noise: Tensor | None = None) -> Judged:
+        """Every seed's candidate, batch by batch; from these noises [N, ...] if given.
+
+        Each batch is judged before the next is sampled: a scorer that fails shall do so early.
+        """
+        found, tables, held = [], [], []
         while len(found) < len(seeds):
             done = len(found)
             samples = self.sample(seeds[done:], None if noise is None else noise[done:])
-            found += candidates(samples, done, noise)
+            batch = self.judged(candidates(samples, done, noise))
+            found, tables, held = [*found, *batch[0]], [*tables, batch[1]], [*held, batch[2]]
             self.bar.update(len(found) - done)
-        return found
+        return Judged(found, torch.cat(tables, 1), None if held[0] is None else torch.cat(held))
 
-    def pruned(
-        self, seeds: list[int], keep: int, cuts: Sequence[Cut], decode: Any
-    ) -> list[Candidate]:
+    def pruned(self, seeds: list[int], keep: int, cuts: Sequence[Cut], decode: Any) -> Judged:
         """The candidates that survive the cuts."""
         before = self.bar.n
         while True:
@@ -128,25 +138,26 @@ class Search:
         self.steps = max(lane.step.index + 1 for lane in halving.lanes)
         self.record.survivors += halving.survivors
         self.record.rows += halving.rows
-        return found
+        return self.judged(found)
 
-    def best(self, candidates: list[Candidate], seeds: list[int], keep: int) -> SearchResult:
-        """Scores the finished candidates and keeps the best."""
-        table, held_out = self.judged(candidates)
+    def best(self, judged: Judged, seeds: list[int], keep: int) -> SearchResult:
+        """The best of the finished candidates."""
+        candidates, table, held_out = judged
         scores = self.combined(table)
         self.record.rows.append(Row(self.steps, 0.0, 0.0, scores, held_out))
         return self.kept(candidates, table, held_out, seeds, keep)
 
-    def judged(self, candidates: list[Candidate]) -> tuple[Tensor, Tensor | None]:
-        """Their scores [S, B], and those of the held-out scorer [B]."""
+    def judged(self, candidates: list[Candidate]) -> Judged:
+        """Finished candidates with their scores."""
         parts = [
             candidates[i : i + self.batch_size] for i in range(0, len(candidates), self.batch_size)
         ]
         pixels = [torch.stack([candidate.pixels for candidate in part]) for part in parts]
         table = torch.cat([self.table(x) for x in pixels], 1)
         if self.held_out is None:
-            return table, None
-        return table, torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+            return Judged(candidates, table, None)
+        held_out = torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+        return Judged(candidates, table, held_out)
 
     def kept(
         self,

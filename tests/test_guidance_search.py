@@ -228,6 +228,16 @@ def test_several_scorers_are_compared_by_ranks():
     assert combine(table, [0.5, 0.5]).isnan().tolist() == [False, True, False, False]
 
 
+def test_a_scorer_that_fails_does_so_after_the_first_batch():
+    pipe, calls = tiny_pipes.make("SD 1.5"), []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    for n in (2, 8):
+        calls.clear()
+        with pytest.raises(ValueError, match=r"must give a Tensor\[2\]"):
+            run("SD 1.5", lambda x: x, pipe, n=n, batch_size=2)
+        assert len(calls) == call("SD 1.5")["num_inference_steps"]
+
+
 def test_seeds_may_be_of_any_kind_of_integer():
     wanted = run("SD 1.5", n=2, seeds=[3, 4]).all_seeds
     for seeds in (3, torch.tensor([3, 4]), np.array([3, 4]), range(3, 5)):
