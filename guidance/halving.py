@@ -37,6 +37,18 @@ class Cut(NamedTuple):
 HALVING = (Cut(0.1, 1 / 2), Cut(0.2, 1 / 4), Cut(0.3, 1 / 8), Cut(0.4, 1 / 16))
 
 
+def halving_cuts(n: int, keep: int) -> list[Cut]:
+    """`HALVING` for n candidates of which `keep` are wanted: 16 become 8 and 4 if four are.
+
+    Early previews tell little, so twice as many go on as are wanted, up to the last cut.
+    """
+    if keep >= n:
+        return []
+    *early, last = HALVING
+    last = Cut(last.after, max(last.keep, keep / n))
+    return [cut for cut in early if cut.keep * n >= 2 * keep and cut.keep > last.keep] + [last]
+
+
 def check_cuts(cuts: Sequence[Cut | tuple[float, float]]) -> list[Cut]:
     """ValueError unless they come one after the other and keep fewer and fewer."""
     try:

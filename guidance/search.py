@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .. import ranking
 from ..scorers.stream import out_of_memory
-from .halving import HALVING, Candidate, Cut, Halving, check_cuts
+from .halving import Candidate, Cut, Halving, check_cuts, halving_cuts
 from .record import Record, Row, SearchResult
 from .rewards import Scorer, Scorers, check_scorer, rate, weighted
 from .sampling import Samples, check_batch_size, numbered, one_prompt_each, sample, to_pil
@@ -47,9 +47,9 @@ def best_of_n(
         batch_size: candidates sampled together; halved (and kept so) when memory runs out.
         seeds: the first of n seeds in a row, or n seeds: of generators on the CPU.
         prune: drop candidates whose previews are weak, and save their steps: "halving" (16 become 8,
-            4, 2, 1 in the first half of the run), or cuts (share of the steps done, share of the
-            candidates that goes on). How early a preview tells depends on model and scorer: measure
-            it with `calibrate_pruning`. Never fewer than `keep` go on.
+            4, 2, 1 in the first half of the run; 8 and 4 where four are kept), or cuts (share of the
+            steps done, share of the candidates that goes on). How early a preview tells depends on
+            model and scorer: measure it with `calibrate_pruning`. Never fewer than `keep` go on.
         decode: how a preview becomes pixels: "vae", an AutoencoderTiny, "linear"; see `Decoder`.
         held_out: a scorer that does not choose, only looks.
         pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
@@ -68,7 +68,7 @@ def best_of_n(
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
     check_batch_size(batch_size)
-    cuts = check_cuts(HALVING if prune == "halving" else prune or ())
+    cuts = check_cuts(halving_cuts(n, keep) if prune == "halving" else prune or ())
     runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
     bar = tqdm(total=n * len(runs), desc=f"best of {n}", unit="image", disable=not progress)
     found = []

@@ -65,7 +65,8 @@ class BestOfN(io.ComfyNode):
                     options=pruning_modes(),
                     tooltip="Drop candidates whose previews score low, and save their steps. off: "
                     "finish all. halving: 16 become 8, 4, 2 and 1 at 10, 20, 30 and 40 % of the "
-                    "steps. once: at a step of your choice.",
+                    "steps; 8 and 4, the latter at 40 %, where 4 are kept. once: at a step of your "
+                    "choice.",
                 ),
                 io.Vae.Input(
                     "preview_vae",

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from .. import ranking
-from ..guidance.halving import HALVING, Cut
+from ..guidance.halving import Cut, halving_cuts
 from ..guidance.rewards import rate
 from .guided import Decode, decoder
 from .managed import ManagedScorer
@@ -55,7 +55,7 @@ def pruner_of(
         case "off":
             return None
         case "halving":
-            cuts = HALVING
+            cuts = halving_cuts(n, keep)
         case _:
             cuts = (Cut(pruning["after"], pruning["goes_on"]),)
     decode = decoder(model.get_model_object("latent_format"), vae)

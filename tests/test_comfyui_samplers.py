@@ -87,8 +87,8 @@ def test_pruned_candidates_cost_nothing_more(comfyui):
     _, _, lines = best(comfyui, n=8, keep=1, pruning="halving", steps=10)
     left = [int(line.split(", ")[1].split()[0]) for line in lines if line.startswith("After")]
     assert left == [4, 2, 1]
-    calls = 8 + 4 + 2 + 7  # halving of 8: no more than one is left from step 3 on
-    assert lines[-1] == f"{calls} calls of the model, 26% of those for all 8."
+    calls = 8 + 4 + 2 * 2 + 6  # the last cut is after 40 % of the steps
+    assert lines[-1] == f"{calls} calls of the model, 28% of those for all 8."
     _, _, lines = best(comfyui, n=8, keep=1, steps=10)
     assert lines[-1] == "80 calls of the model, 100% of those for all 8."
 

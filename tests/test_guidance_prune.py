@@ -1,14 +1,17 @@
 """Pruning: who is dropped, what it saves, and that the others never notice."""
 
+import math
 import threading
 
 import diffusers
 import pytest
 import tiny_pipes
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
-from tastemaker.guidance.halving import HALVING, Cut, check_cuts
+from tastemaker.guidance.halving import HALVING, Cut, check_cuts, halving_cuts
 from tastemaker.guidance.search import best_of_n
 
 PIPES = ("SD 1.5", "SDXL", "SD3", "Flux", "Qwen-Image", "Wan")
@@ -148,9 +151,27 @@ def test_a_good_preview_finds_the_same_best():
 
 
 def test_never_fewer_than_are_kept():
-    result = search("SD 1.5", n=4, keep=3, prune="halving")
+    result = search("SD 1.5", n=4, keep=3, prune=HALVING)
     assert [len(alive) for alive in result.record.survivors] == [3] * len(HALVING)
     assert len(result.images) == 3
+
+
+@pytest.mark.parametrize(
+    "n, keep, left", [(16, 1, [8, 4, 2, 1]), (16, 4, [8, 4]), (16, 3, [8, 3]), (4, 1, [2, 1])]
+)
+def test_halving_lets_twice_as_many_as_are_kept_go_on(n, keep, left):
+    cuts = check_cuts(halving_cuts(n, keep))
+    assert [math.ceil(cut.keep * n) for cut in cuts] == left
+    assert cuts[-1].after == HALVING[-1].after
+    assert halving_cuts(keep, keep) == []
+
+
+@given(st.integers(1, 200), st.data())
+def test_halving_of_any_number_is_sound(n, data):
+    keep = data.draw(st.integers(1, n))
+    cuts = check_cuts(halving_cuts(n, keep))
+    assert bool(cuts) == (keep < n)
+    assert all(math.ceil(cut.keep * n) >= keep for cut in cuts)
 
 
 def test_the_pipeline_is_itself_again_also_after_an_error():
