@@ -130,7 +130,8 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise TypeError(f"pipe_kwargs must leave {', '.join(taken)} to the search (seeds=, n=)")
     if type(pipe_kwargs.get("callback_on_step_end")).__name__ == "RewardCallback":
         raise TypeError(
-            "guide a search by `with reward_guidance(...)` around it, not by a RewardCallback"
+            "a RewardCallback is for a call of the pipeline: best_of_n without prune, and search_noise, "
+            "are guided by `with reward_guidance(...)` around them"
         )
     embedded = pipe_kwargs.get("prompt_embeds")
     if embedded is not None and len(embedded) > 1:

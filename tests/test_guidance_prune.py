@@ -156,6 +156,16 @@ def test_never_fewer_than_are_kept():
     assert len(result.images) == 3
 
 
+def test_batches_show_no_bars_of_their_own(capsys):
+    pipe = tiny_pipes.make("SD 1.5")
+    pipe.set_progress_bar_config(disable=False)
+    capsys.readouterr()
+    search("SD 1.5", pipe=pipe, n=4, batch_size=2, keep=1, prune=CUTS)
+    assert "%|" not in capsys.readouterr().err
+    search("SD 1.5", pipe=pipe, n=1, keep=1, prune=None)
+    assert "%|" in capsys.readouterr().err, "the pipeline's own bar is as it was"
+
+
 @pytest.mark.parametrize(
     "n, keep, left", [(16, 1, [8, 4, 2, 1]), (16, 4, [8, 4]), (16, 3, [8, 3]), (4, 1, [2, 1])]
 )
