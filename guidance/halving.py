@@ -169,7 +169,8 @@ class Lane(threading.Thread):
         self.halving, self.first, self.seeds = halving, first, seeds
         self.pipe = copy.copy(halving.pipe)
         self.pipe.scheduler = copy.deepcopy(halving.pipe.scheduler)
-        if hasattr(self.pipe, "set_progress_bar_config"):  # one bar a batch, all at once, tells little
+        if hasattr(self.pipe, "set_progress_bar_config"):
+            # One bar a batch, all at once, would tell little.
             self.pipe.set_progress_bar_config(disable=True)
         self.decoder = Decoder(self.pipe, halving.decode)
         self.pruner: Pruner | None = None
