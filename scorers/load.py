@@ -79,7 +79,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=found)  # a name of a device may be right and none be here
     except (RuntimeError, AssertionError, ImportError):
         gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        others = [kind for kind in ("mps", "xpu") if getattr(torch, kind).is_available()]
+        there = {"mps": torch.backends.mps.is_available(), "xpu": torch.xpu.is_available()}
+        others = [kind for kind, here in there.items() if here]
         known = ", ".join(["cpu", *gpus, *others])
         raise ValueError(f"no device {str(device)!r} for this torch (there are: {known})") from None
     return found
