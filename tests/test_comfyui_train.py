@@ -99,21 +99,21 @@ def test_it_trains_again_when_the_votes_have_changed(comfyui, compared):
     images, radii = compared
     path = comfyui.base / "input" / "changing.csv"
     write_comparisons(path, compare(images, radii, 120, seed=1))
-    prompt = training("changing.csv", name="changing", test_fraction=0)
+    prompt = training("changing.csv", name="retrained", test_fraction=0)
     first = comfyui.run(prompt)
     assert "by cross-validation, since nothing was held out" in s.said(first, "train")
     assert comfyui.executed(comfyui.run(prompt)) == set()
-    card = load_scorer(folder_of(comfyui, "changing"), device="cpu").card
+    card = load_scorer(folder_of(comfyui, "retrained"), device="cpu").card
     comfyui.free()
     comfyui.run(prompt)  # nothing is remembered: it is made again, of the same
-    assert load_scorer(folder_of(comfyui, "changing"), device="cpu").card == card
+    assert load_scorer(folder_of(comfyui, "retrained"), device="cpu").card == card
     write_comparisons(path, compare(images, radii, 121, seed=1))
     with pytest.raises(ExecutionError, match="made of other comparisons or another base: choose"):
         comfyui.run(prompt)
-    assert load_scorer(folder_of(comfyui, "changing"), device="cpu").card == card
+    assert load_scorer(folder_of(comfyui, "retrained"), device="cpu").card == card
     prompt["train"]["inputs"]["overwrite"] = True
     assert comfyui.executed(comfyui.run(prompt)) == {"train"}
-    assert load_scorer(folder_of(comfyui, "changing"), device="cpu").card != card
+    assert load_scorer(folder_of(comfyui, "retrained"), device="cpu").card != card
 
 
 def test_the_pages_store_is_in_the_menu(comfyui, compared):
@@ -175,12 +175,12 @@ def test_a_link_that_leads_out_is_refused(comfyui, compared):
 
 
 def test_only_a_personal_scorer_is_replaced(comfyui, compared):
-    other = folder_of(comfyui, "other")
+    other = folder_of(comfyui, "not-personal")
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "siglip"}')
     for overwrite in (False, True):
         with pytest.raises(ExecutionError, match="holds no personal scorer, so it is not overw"):
-            comfyui.run(training(name="other", overwrite=overwrite))
+            comfyui.run(training(name="not-personal", overwrite=overwrite))
     assert (other / "config.json").read_text() == '{"model_type": "siglip"}'
     shutil.rmtree(other)
 
