@@ -216,12 +216,14 @@ class Page:
         return self.ask("cutOff")
 
     def previews(self, node_id: str | int) -> list[tuple[int, int]]:
-        """Width and height of every picture that a node shows."""
+        """Width and height of every picture that a node shows, once they are loaded; [] if none come."""
         script = """
             const node = app.graph.getNodeById(arguments[0]);
+            for (let tries = 0; tries < 150 && !node.imgs?.length; tries++)
+                await new Promise(done => setTimeout(done, 100));
             return (node.imgs || []).map(i => [i.naturalWidth, i.naturalHeight]);
         """
-        return [tuple(size) for size in self.js(script, int(node_id))]
+        return [tuple(size) for size in self.wait_js(script, int(node_id))]
 
     def help(self, node_type: str) -> str:
         """The text of the help panel for a node of that type, added alone to an empty graph."""
