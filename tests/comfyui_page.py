@@ -84,6 +84,11 @@ class Page:
         ready = "return !!(window.app?.vueAppReady && app.canvas && app.extensionManager)"
         self.until(ready, "the page did not start")
         self.until("return !!LiteGraph.registered_node_types.LoadImage", "no nodes in the page")
+        # The graph that the page opens by itself may come late, over what a test has made.
+        self.wait_js(
+            "for (let tries = 0; tries < 30 && !app.graph.nodes.length; tries++)"
+            "    await new Promise(done => setTimeout(done, 100));"
+        )
         self.calm()
         if not query:
             self.js("app.graph.clear()")
