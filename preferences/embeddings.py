@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..scorers import Scorer
 from ..scorers.home import home
-from ..scorers.personal import features_of, require_features
+from ..scorers.personal import features_of, require_features, score_features
 from ..scorers.stream import score_stream
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
@@ -109,27 +109,44 @@ def cache_path(scorer: Scorer, folder: str | os.PathLike | None = None) -> Path:
     return folder / f"{name}-{card.fingerprint_id}.sqlite"
 
 
+def contents_of(
+    scorer: Scorer, paths: Sequence[str | os.PathLike], cache: bool | str | os.PathLike = True
+) -> list[bytes]:
+    """The hash of each file's bytes; those that were embedded by this scorer are not read again."""
+    if not cache:
+        return [content_of(path) for path in paths]
+    file = cache_path(scorer, None if cache is True else cache)
+
+    def known() -> list[bytes]:
+        with EmbeddingCache(file) as kept:
+            return kept.contents(paths)
+
+    return _mended(file, known)
+
+
+def base_scores(scorer: Scorer, embeddings: Tensor) -> Tensor:
+    """The scorer's own scores [...] float64 on the CPU, of embeddings [..., D]."""
+    flat = embeddings.reshape(-1, embeddings.shape[-1])
+    with torch.no_grad():
+        parts = [score_features(scorer, part.to(scorer.device)) for part in flat.split(4096)]
+    return torch.cat(parts).double().cpu().reshape(embeddings.shape[:-1])
+
+
 def _embed_cached(
     scorer: Scorer, paths: Sequence, path: Path, batch_size: int | None, progress: bool | Progress
 ) -> Tensor:
     with EmbeddingCache(path) as kept:
         contents = kept.contents(paths, progress is True)
-        missing = {c: path for c, path in zip(contents, paths, strict=True) if c not in kept}
-        for content, value in _embed(scorer, missing, batch_size, progress):
-            kept.add(content, value)
-        kept.flush()
-        return _stacked([kept.get(content) for content in contents])
+        pictures = dict(zip(contents, paths, strict=True))
+        found = kept.filled(pictures, lambda new: _embed(scorer, new, batch_size, progress))
+        return _stacked([found[content] for content in contents])
 
 
 def _made_cached(
     scorer: Scorer, made: Mapping, path: Path, progress: bool | Progress
 ) -> dict[bytes, Tensor]:
     with EmbeddingCache(path) as kept:
-        missing = {key: make for key, make in made.items() if key not in kept}
-        for key, value in _embed_parts(scorer, missing, progress):
-            kept.add(key, value)
-        kept.flush()
-        return {key: kept.get(key) for key in made}
+        return kept.filled(made, lambda new: _embed_parts(scorer, new, progress))
 
 
 def _embed_parts(
@@ -187,6 +204,15 @@ class EmbeddingCache:
 
     def __contains__(self, content: bytes) -> bool:
         return self.get(content) is not None
+
+    def filled(
+        self, wanted: Mapping[bytes, Any], embed: Callable[[dict], Iterable[tuple[bytes, Tensor]]]
+    ) -> dict[bytes, Tensor]:
+        """All embeddings [D] that are wanted; `embed` is given what is not known yet."""
+        for content, value in embed({c: each for c, each in wanted.items() if c not in self}):
+            self.add(content, value)
+        self.flush()
+        return {content: self.get(content) for content in wanted}
 
     def get(self, content: bytes) -> Tensor | None:
         """The embedding [D] float32 of a file of these contents, None if it is not known or damaged."""

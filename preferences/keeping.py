@@ -16,13 +16,11 @@ from random import Random
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ..scorers import Scorer
 from ..scorers.corruptions import CORRUPTIONS, NotCompressible
 from ..scorers.decode import read_picture
-from ..scorers.personal import score_features
-from .embeddings import Progress, content_of, embed_images, embed_made
+from .embeddings import Progress, base_scores, contents_of, embed_images, embed_made
 from .robustness import TASKS
 from .taste import Kept
 
@@ -30,7 +28,6 @@ PICTURES = 256  # more hardly changed what was kept
 KNOWN = 2 / 3  # share of the pairs that a scorer has right of what it knows; less may be chance
 
 
-@torch.no_grad()
 def kept_copies(
     scorer: Scorer,
     images: Sequence[Path],
@@ -49,22 +46,22 @@ def kept_copies(
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:PICTURES]
     chosen = [images[i] for i in drawn.tolist()]
     originals = embed_images(scorer, chosen, cache)
-    copies = [_copies(path) for path in chosen]
+    contents = contents_of(scorer, chosen, cache)
+    copies = [_copies(path, content) for path, content in zip(chosen, contents, strict=True)]
     made = {key: make for own in copies for key, make in own.items()}
     embedded = embed_made(scorer, made, cache, progress)
     n, width = originals.shape
     worse = torch.stack([embedded[key] for own in copies for key in own])
     worse = worse.reshape(n, len(TASKS), width)
-    above, below = _scores(scorer, originals)[:, None], _scores(scorer, worse)
+    above, below = base_scores(scorer, originals)[:, None], base_scores(scorer, worse)
     right = above > below  # [N, kinds]
     right &= right.double().mean(0) >= KNOWN
     which = right.nonzero()[:, 0]
     return Kept(originals[which], worse[right], above[which, 0], below[right])
 
 
-def _copies(path: Path) -> dict[bytes, Callable[[], Image.Image]]:
+def _copies(path: Path, content: bytes) -> dict[bytes, Callable[[], Image.Image]]:
     """A picture's spoiled copies, made where they are asked for, by what tells them apart."""
-    content = content_of(path)
 
     def make(kind: str) -> Image.Image:
         picture = _opened(path)
@@ -82,9 +79,3 @@ def _copies(path: Path) -> dict[bytes, Callable[[], Image.Image]]:
 @lru_cache(maxsize=1)  # its copies are made one after the other
 def _opened(path: Path) -> Image.Image:
     return Image.fromarray(read_picture(path).permute(1, 2, 0).numpy())
-
-
-def _scores(scorer: Scorer, embeddings: Tensor) -> Tensor:
-    """[...] float64 of embeddings [..., D]."""
-    scores = score_features(scorer, embeddings.flatten(0, -2).to(scorer.device))
-    return scores.double().cpu().reshape(embeddings.shape[:-1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .comparisons import Comparisons
-from .embeddings import embed_images
+from .embeddings import base_scores, embed_images
 from .head import PENALTIES
 from .suggest import suggest_for
 from .taste import Taste, fit_taste
@@ -38,12 +38,9 @@ class HeadModel:
 
     def embed(self, paths: Sequence[Path]) -> Tensor:
         """[N, 1 + D] float64."""
-        from ..scorers.personal import score_features
-
         embeddings = embed_images(self._scorer, paths)
-        with torch.no_grad():
-            scores = score_features(self._scorer, embeddings.to(self._scorer.device)).cpu()
-        x = torch.cat([scores[:, None].double(), embeddings.double()], dim=1)
+        scores = base_scores(self._scorer, embeddings)
+        x = torch.cat([scores[:, None], embeddings.double()], dim=1)
         self.w0 = torch.zeros(x.shape[1], dtype=torch.float64).index_fill_(0, torch.tensor(0), 1)
         return x
 
@@ -52,9 +49,8 @@ class HeadModel:
         self._taste = None
         if bool((x == x[0]).all()):
             return self.w0
-        names = tuple(
-            Path(str(i)) for i in range(len(x))
-        )  # only who was compared with whom matters
+        # Their names do not matter, only who was compared with whom.
+        names = tuple(Path(str(i)) for i in range(len(x)))
         due = len(p) >= AGAIN * self._chosen_at
         penalties = PENALTIES if due else (self._penalty,)
         comparisons = Comparisons(names, pairs, p)

@@ -23,11 +23,10 @@ from ..scorers.personal import (
     check_base,
     head_state,
     require_features,
-    score_features,
 )
 from ..scorers.personal_files import is_free, read_trained_on, write_personal
 from .comparisons import Comparisons, read_comparisons
-from .embeddings import Progress, content_of, embed_images
+from .embeddings import Progress, base_scores, contents_of, embed_images
 from .evaluation import card_metrics
 from .finetune import data_entry
 from .keeping import kept_copies
@@ -109,7 +108,7 @@ def train(
         "calibration": calibration,
         "training": {"penalty": str(taste.chosen.penalty), "seed": seed, "robust": robust},
     }
-    seen = read_trained_on(base) | {content_of(image) for image in kept.images}
+    seen = read_trained_on(base).union(contents_of(scorer, kept.images))
     made = PersonalScorer(scorer, state, write_personal(folder, entry, state, seen))
     about = (metrics, taste.chosen.penalty, dropped, notes)
     return Trained(made, folder, *about, difference.numpy(), p.numpy())
@@ -196,13 +195,6 @@ def _split(
         raise ValueError(
             f"{error}; or hold nothing out (--test-fraction 0), and cross-validation measures"
         ) from None
-
-
-@torch.no_grad()
-def base_scores(scorer: Scorer, embedded: Tensor) -> Tensor:
-    """The base's own scores [N] float64, of embeddings [N, D]."""
-    parts = [score_features(scorer, part.to(scorer.device)) for part in embedded.split(4096)]
-    return torch.cat(parts).double().cpu()
 
 
 Measured = tuple[dict[str, Any], dict[str, float] | None, Tensor, Tensor]

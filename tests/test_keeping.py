@@ -83,7 +83,7 @@ def test_progress_counts_the_copies_and_may_end_it(nano, soft, tmp_path):
 
 
 def test_what_the_base_does_not_know_is_not_kept(nano, soft, monkeypatch):
-    monkeypatch.setattr(keeping, "score_features", lambda scorer, x: x[:, 0] * 0)
+    monkeypatch.setattr(keeping, "base_scores", lambda scorer, x: x[..., 0] * 0)
     assert len(kept_copies(nano, soft.images).better) == 0
 
 
