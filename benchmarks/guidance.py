@@ -33,6 +33,7 @@ if importlib.util.find_spec("tastemaker") is None:
 
 import tastemaker
 from tastemaker.demo.generator import GUIDANCE_SCALE, load_pipeline
+from tastemaker.demo.loop import pixels
 from tastemaker.demo.realism import real_pictures, real_realism, realism
 from tastemaker.demo.rewards import load_reward
 from tastemaker.guidance.calibrate import calibrate_pruning
@@ -225,7 +226,7 @@ class Row:
 
 @torch.no_grad()
 def measure(name: str, bench: Bench, made: Made, real: Any, seconds: float) -> Row:
-    x = pixels(made.images)
+    x = stacked(made.images)
     nearest = realism(x, real)
     values = [bench.guiding(x), bench.held_out(x), nearest.taste]
     means = [(float(v.mean()), float(v.std()) / math.sqrt(len(v))) for v in values]
@@ -233,11 +234,9 @@ def measure(name: str, bench: Bench, made: Made, real: Any, seconds: float) -> R
     return Row(name, made.calls, *means, distance, diversity(x), seconds)
 
 
-def pixels(images: Sequence[Image.Image]) -> Tensor:
+def stacked(images: Sequence[Image.Image]) -> Tensor:
     """[N, 3, H, W] in [0, 1]."""
-    return torch.stack(
-        [torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1) for i in images]
-    ).div(255)
+    return torch.stack([pixels(image) for image in images])
 
 
 def diversity(x: Tensor) -> float:
@@ -310,7 +309,7 @@ def identical(bench: Bench) -> str:
     found = {
         "scale 0": torch.equal(made(scale=0.0), plain),
         "an empty window": torch.equal(made(window=(0.0, 0.0)), plain),
-        "N = 1": torch.equal(pixels(one), (plain * 255).round() / 255),
+        "N = 1": torch.equal(stacked(one), (plain * 255).round() / 255),
     }
     told = ", ".join(f"{name} {'yes' if same else 'NO'}" for name, same in found.items())
     return f"Bit-identical to the plain pipeline: {told}."

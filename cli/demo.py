@@ -138,20 +138,15 @@ def rank_pictures(originals: list[Path], out: Path, rng: Random) -> Path:
 def generate_pictures(out: Path, seed: int) -> Path:
     """The sampling loop on the embedded generator. Returns its report."""
     from ..demo.loop import WAYS, run_loop
-    from ..demo.page import write_page
+    from ..demo.page import rows, write_page
+    from ..report.side_by_side import means
 
     quiet_libraries()
     click.echo("\nThe embedded generator draws shapes; reward models judge them:")
     loop = run_loop(seed)
-    for i, way in enumerate(WAYS):
-        of_way = [images[i] for images in loop.images.values()]
-        guiding, held_out = (
-            sum(getattr(x, name) for x in of_way) / len(of_way) for name in ("guiding", "held_out")
-        )
-        click.echo(
-            f"  {way:<19} guiding {guiding:6.3f}   held out {held_out:6.3f}   "
-            f"{loop.calls[i]:4.0f} denoiser calls an image"
-        )
+    for way, calls, mean in zip(WAYS, loop.calls, means(list(rows(loop).values())), strict=True):
+        said = "   ".join(f"{name} {score:6.3f}" for name, score in mean.items())
+        click.echo(f"  {way:<19} {said}   {calls:4.0f} denoiser calls an image")
     page = out / "generated.html"
     write_page(page, loop)
     echo_files(("report", page))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rewards import NAMES, RewardScorer
 from .shapes import draw
@@ -31,19 +32,30 @@ def learn_reward(name: str, settings: Settings) -> RewardScorer:
     first = FIRST_SEED[name]
     torch.manual_seed(first + settings.seed)
     scorer = RewardScorer(name)
-    optimizer = torch.optim.AdamW(scorer.parameters(), settings.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, settings.steps)
-    for step in range(settings.steps):
+
+    def loss(step: int) -> Tensor:
         drawing = draw(settings.batch, seed=first + step)
         scores = scorer(as_previews(drawing.images, settings))
-        loss = F.mse_loss(scores, drawing.attributes.taste())
+        return F.mse_loss(scores, drawing.attributes.taste())
+
+    learn(scorer, loss, settings.steps, settings.rate, name)
+    return scorer.freeze()
+
+
+def learn(
+    network: nn.Module, loss: Callable[[int], Tensor], steps: int, rate: float, name: str
+) -> None:
+    """Minimises `loss`, which is given the step's number, in the weights of the network."""
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    for step in range(steps):
+        now = loss(step)
         optimizer.zero_grad()
-        loss.backward()
+        now.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 250 == 0:
-            print(f"{name}: step {step + 1} of {settings.steps}, loss {loss:.4f}", flush=True)
-    return scorer.freeze()
+            print(f"{name}: step {step + 1} of {steps}, loss {now:.4f}", flush=True)
 
 
 def as_previews(images: Tensor, settings: Settings) -> Tensor:

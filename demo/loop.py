@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..guidance import best_of_n, reward_guidance
 from ..guidance.record import Record
+from ..scorers.decode import to_uint8
 from .generator import GUIDANCE_SCALE, load_pipeline
 from .rewards import load_reward
 
@@ -94,5 +94,4 @@ def _judged(image: Image.Image, judges: tuple) -> Judged:
 
 def pixels(image: Image.Image) -> Tensor:
     """[3, H, W] in [0, 1]."""
-    array = np.array(image.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    return to_uint8(image).float() / 255

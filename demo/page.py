@@ -24,12 +24,17 @@ def write_page(path: Path, loop: Loop) -> None:
         Way(name, f"{calls:.0f} denoiser calls")
         for name, calls in zip(WAYS, loop.calls, strict=True)
     ]
-    rows = {
+    made = rows(loop)
+    last = list(made)[-1]
+    figures = {f"{name}: {last}": record.plot() for name, record in loop.records.items()}
+    write_side_by_side(
+        path, ways, made, title="Plain, chosen, guided", about=ABOUT, figures=figures
+    )
+
+
+def rows(loop: Loop) -> dict[str, list[Made]]:
+    """What the page shows of each prompt."""
+    return {
         prompt: [Made(x.image, {"guiding": x.guiding, "held out": x.held_out}) for x in images]
         for prompt, images in loop.images.items()
     }
-    last = list(rows)[-1]
-    figures = {f"{name}: {last}": record.plot() for name, record in loop.records.items()}
-    write_side_by_side(
-        path, ways, rows, title="Plain, chosen, guided", about=ABOUT, figures=figures
-    )

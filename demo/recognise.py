@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .generator import GUIDANCE_SCALE
+from .learn_rewards import learn
 from .shapes import COLOURS, SHAPES, SIDE, draw
 
 if TYPE_CHECKING:
@@ -29,15 +30,12 @@ def learn_shapes(steps: int = 800, batch: int = 96, rate: float = 3e-3) -> nn.Mo
         *(nn.Conv2d(64, 64, 3, 1, 1), nn.GELU()),
         *(nn.Flatten(), nn.Linear(64 * (SIDE // 4) ** 2, 64), nn.GELU(), nn.Linear(64, 5)),
     )
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         drawing = draw(batch, FIRST_SEED + step)
-        loss = F.cross_entropy(network(drawing.images), drawing.attributes.shape)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(network(drawing.images), drawing.attributes.shape)
+
+    learn(network, loss, steps, rate, "shapes")
     return network.eval().requires_grad_(False)
 
 

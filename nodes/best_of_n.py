@@ -111,10 +111,8 @@ class BestOfN(io.ComfyNode):
         seeds = [(seed + i) % SEEDS for i in range(n)]
         run = Run(settings, settings.noise(seeds), seeds, batch_size, pruner)
         samples = run.samples()
-        judged, numbers = (
-            judge(vae, samples, scorer, held_out, prompt),
-            [seeds[i] for i in run.alive],
-        )
+        judged = judge(vae, samples, scorer, held_out, prompt)
+        numbers = [seeds[i] for i in run.alive]
         selection = judged.best(keep)
         kept = selection.kept
         title = f"{len(kept)} of {n} kept by {scorer.card.name}"

@@ -127,9 +127,8 @@ def decoder(latent_format: Any, vae: Any = None) -> Decode:
     """
     if vae is None:
         return _linear(latent_format)
-    with torch.inference_mode(
-        False
-    ):  # its statistics, too, may have been made under inference mode
+    # Its statistics, too, may have been made under inference mode.
+    with torch.inference_mode(False):
         latent_format = copy.deepcopy(latent_format)
     return lambda x0: decoded(latent_format.process_out(x0), lambda z: _by_vae(vae, z)).to(x0)
 

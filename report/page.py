@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import ranking
@@ -152,9 +153,14 @@ def _thumbnail(path: Path) -> str | None:
         thumbnail = open_thumbnail(path, THUMBNAIL)
     except Exception:  # whatever a broken file makes a decoder raise belongs to that file
         return None
+    return data_uri(thumbnail, "webp", quality=78, method=2)
+
+
+def data_uri(picture: Image.Image, kind: str = "png", **options: Any) -> str:
+    """The picture itself, for pages that load nothing."""
     buffer = io.BytesIO()
-    thumbnail.save(buffer, "WEBP", quality=78, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 class Bar(NamedTuple):

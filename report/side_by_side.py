@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from PIL import Image
 
 from ..scorers.checkpoint import replacing
 from .contact_sheet import format_score
-from .page import displayable
+from .page import data_uri, displayable
 
 
 class Way(NamedTuple):
@@ -102,13 +100,6 @@ def means(rows: Sequence[Sequence[Made]]) -> list[dict[str, float]]:
         {name: sum(made.scores[name] for made in column) / len(column) for name in column[0].scores}
         for column in columns
     ]
-
-
-def data_uri(picture: Image.Image) -> str:
-    """The picture itself, as a PNG."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _shown(made: Sequence[Made]) -> list[Shown]:
