@@ -67,6 +67,10 @@ def open_browser():
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
     driver.set_script_timeout(60)
+    # A page that is opened again comes as a new visitor: under the old name, the server takes it for
+    # gone when it notices that the one before it is, and tells it nothing of what its prompts do.
+    fresh = {"source": "window.name = ''; try { sessionStorage.clear() } catch {}"}
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", fresh)
     return driver
 
 
@@ -77,22 +81,18 @@ class Page:
         self.browser, self.server = browser, server
 
     def open(self, query: str = "") -> "Page":
-        """Opens the page afresh, with an empty graph; or with what `query` asks for."""
+        """Opens the page afresh, with an empty graph (comfyui_probe/web); or with what `query` asks for."""
         self.server.post("/settings", SETTINGS)
         self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # of `_fit`
+        self.browser.get("about:blank")
+        self.console()  # of the page before
         self.browser.get(f"{self.server.url}/{query}")
-        ready = "return !!(window.app?.vueAppReady && app.canvas && app.extensionManager)"
+        ready = "return !!(window.app?.vueAppReady && app.canvas && window.opened)"
         self.until(ready, "the page did not start")
         self.until("return !!LiteGraph.registered_node_types.LoadImage", "no nodes in the page")
-        # The graph that the page opens by itself may come late, over what a test has made.
-        self.wait_js(
-            "for (let tries = 0; tries < 30 && !app.graph.nodes.length; tries++)"
-            "    await new Promise(done => setTimeout(done, 100));"
-        )
+        if query:
+            self.until("return app.graph.nodes.length > 0", f"{query} opened nothing")
         self.calm()
-        if not query:
-            self.js("app.graph.clear()")
-            self.console()  # of the graph that the page opened by itself, whose models are missing
         return self
 
     def js(self, script: str, *arguments) -> Any:
@@ -114,7 +114,7 @@ class Page:
             raise RuntimeError(found)
         return found[0]
 
-    def until(self, script: str, otherwise: str, timeout: float = 60) -> Any:
+    def until(self, script: str, otherwise: str, timeout: float = 120) -> Any:
         """Waits until the script returns something true, and returns it."""
         deadline = time.monotonic() + timeout
         while not (found := self.js(script)):

@@ -349,3 +349,4 @@ PROBES = (
     *(ProbeScorer, ProbeImported, ProbeDump),
 )
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in PROBES}
+WEB_DIRECTORY = "./web"  # the page opens on a blank graph
