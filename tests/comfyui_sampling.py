@@ -4,6 +4,14 @@ import json
 
 from safetensors.torch import load_file
 
+# Of SD 1.5, as ComfyUI has them: what the samples are divided by, and their linear preview.
+FACTOR = 0.18215
+RGB = [
+    [0.3512, 0.2297, 0.3227],
+    [0.3250, 0.4974, 0.2350],
+    [-0.2829, 0.1762, 0.2721],
+    [-0.2120, -0.2616, -0.7177],
+]
 SETTINGS = dict(steps=6, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0)
 CHOICE = dict(n=4, keep=4, batch_size=4, seed=10, pruning="off")
 

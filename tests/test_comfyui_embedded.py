@@ -13,7 +13,6 @@ from tastemaker.demo.shapes import COLOURS
 
 pytestmark = pytest.mark.comfyui
 
-FACTOR = 0.18215  # what ComfyUI divides the samples of Stable Diffusion by
 STEPS = 20
 
 
@@ -57,7 +56,7 @@ def test_it_draws_what_diffusers_draws(comfyui, prompt):
     wanted = pipe(**how, output_type="latent").images
     drawn = pipe(**how, output_type="np").images
     entry = comfyui.run(graph(prompt, n=2, negative="a white circle"))
-    found = s.latents(comfyui, entry) * FACTOR
+    found = s.latents(comfyui, entry) * s.FACTOR
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
     assert np.abs(pixels(comfyui.files(entry, "png")) - drawn).max() < 1.5 / 255
 

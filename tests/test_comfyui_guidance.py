@@ -3,6 +3,7 @@
 import json
 import time
 
+import comfyui_sampling as s
 import pytest
 import torch
 from comfyui_server import ExecutionError, interrupted
@@ -15,14 +16,6 @@ from tastemaker.scorers import load_scorer
 pytestmark = pytest.mark.comfyui
 
 STEPS = 6
-# Of SD 1.5, as ComfyUI has them: what the samples are divided by, and their linear preview.
-FACTOR = 0.18215
-RGB = [
-    [0.3512, 0.2297, 0.3227],
-    [0.3250, 0.4974, 0.2350],
-    [-0.2829, 0.1762, 0.2721],
-    [-0.2120, -0.2616, -0.7177],
-]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,7 @@ def sampled(comfyui, *arguments, **named):
 def scores(nano, samples):
     """What nano says of the latents' linear preview."""
     with torch.no_grad():
-        return nano(linear_pixels(samples * FACTOR, RGB))
+        return nano(linear_pixels(samples * s.FACTOR, s.RGB))
 
 
 def said(entry, node: str = "report") -> str:

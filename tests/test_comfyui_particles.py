@@ -15,14 +15,6 @@ from tastemaker.scorers import load_scorer
 
 pytestmark = pytest.mark.comfyui
 
-# Of SD 1.5, as ComfyUI has them: what the samples are divided by, and their linear preview.
-FACTOR = 0.18215
-RGB = [
-    [0.3512, 0.2297, 0.3227],
-    [0.3250, 0.4974, 0.2350],
-    [-0.2829, 0.1762, 0.2721],
-    [-0.2120, -0.2616, -0.7177],
-]
 STEERING = dict(strength=6.0, eta=0.8, resample_below=0.5, checks=4)
 CHECKS = dict(first_check=0.2, last_check=0.65)
 
@@ -56,7 +48,7 @@ def sampled(comfyui, *arguments, **named) -> torch.Tensor:
 def scores(latents: torch.Tensor) -> torch.Tensor:
     """What nano says of the latents' linear preview."""
     with torch.no_grad():
-        return load_scorer("nano")(linear_pixels(latents * FACTOR, RGB))
+        return load_scorer("nano")(linear_pixels(latents * s.FACTOR, s.RGB))
 
 
 OFF = {"strength 0": dict(strength=0.0), "no checks": dict(checks=0), "one particle": dict(n=1)}

@@ -8,14 +8,6 @@ from tastemaker.guidance.latents import linear_pixels
 
 pytestmark = pytest.mark.comfyui
 
-# Of SD 1.5, as ComfyUI has them: what the samples are divided by, and their linear preview.
-FACTOR = 0.18215
-RGB = [
-    [0.3512, 0.2297, 0.3227],
-    [0.3250, 0.4974, 0.2350],
-    [-0.2829, 0.1762, 0.2721],
-    [-0.2120, -0.2616, -0.7177],
-]
 TEXTS = ("red", "blue")
 
 
@@ -30,7 +22,7 @@ def reading(graph: dict, node: str, text: str | None) -> dict:
 
 def redness(latents: torch.Tensor) -> torch.Tensor:
     """Of their linear preview."""
-    red, _, blue = linear_pixels(latents * FACTOR, RGB).mean((2, 3)).unbind(1)
+    red, _, blue = linear_pixels(latents * s.FACTOR, s.RGB).mean((2, 3)).unbind(1)
     return red - blue
 
 
