@@ -3,6 +3,7 @@
     python benchmarks/speed.py                        # on a CPU, at reduced size, in a few minutes
     python benchmarks/speed.py --size full            # on a CUDA GPU, the published architectures
     python benchmarks/speed.py --only joyquality --size tiny
+    python benchmarks/speed.py --size full --only q-realign:mini --measure forward   # on a CPU, 10 min
 
 Three measurements, both sides taken in turns, medians: from model input to scores; the same with the
 gradient back to the pixels; and from picture files to scores. Appends a table to benchmarks/speed.md
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ import measure  # noqa: E402
 import subjects  # noqa: E402
 
 FULL = ["joyquality:full", "rali:full", "q-realign:mini", "q-realign:lite", "q-realign:pro"]
+MEASURED = ("forward", "forward + backward", "from files")
 HEADER = [
     "scorer",
     "batch",
@@ -47,14 +50,14 @@ def main() -> None:
     dtype = args.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     size = args.size or ("full" if device.type == "cuda" else "reduced")
     plan = FULL if size == "full" else [f"{name}:{size}" for name in subjects.SUBJECTS]
-    plan = [entry for entry in plan if not args.only or entry.split(":")[0] in args.only]
+    plan = [e for e in plan if not args.only or {e, e.split(":")[0]} & {*args.only}]
     peak = measure.bf16_matmul_peak(device)
     rows, notes = [], []
     for entry in plan:
         name, size_of = entry.split(":")
         with tempfile.TemporaryDirectory() as folder:
             subject = subjects.SUBJECTS[name](size_of, Path(folder) / "model", device, dtype)
-            rows += rows_of(subject, Path(folder), device, args.seconds, peak)
+            rows += rows_of(subject, Path(folder), device, args.seconds, peak, args.measure)
             notes += second_question(subject, device, args.seconds)
         del subject
         if device.type == "cuda":
@@ -70,13 +73,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=["tiny", "reduced", "full"])
     parser.add_argument("--device")
     parser.add_argument("--dtype", help="of our scorers: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--only", nargs="*", choices=list(subjects.SUBJECTS))
+    parser.add_argument("--only", nargs="*", choices=[*subjects.SUBJECTS, *FULL])
+    parser.add_argument("--measure", nargs="*", choices=MEASURED, default=MEASURED)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
     parser.add_argument("--write", action="store_true", help="append the table to speed.md")
     return parser.parse_args()
 
 
-def rows_of(subject, folder: Path, device: torch.device, seconds: float, peak: float) -> list:
+def rows_of(
+    subject,
+    folder: Path,
+    device: torch.device,
+    seconds: float,
+    peak: float,
+    wanted: Sequence[str] = MEASURED,
+) -> list:
     found = subjects.pictures(subject.batch, subject.side)
     paths = subjects.write_files(folder / "files", found)
     theirs = subject.official_inputs(found)
@@ -98,7 +109,7 @@ def rows_of(subject, folder: Path, device: torch.device, seconds: float, peak: f
         ),
     }
     rows = []
-    for name, (official, scorer) in measured.items():
+    for name, (official, scorer) in ((name, measured[name]) for name in wanted):
         taken = measure.interleaved({"official": official, "ours": scorer}, device, seconds)
         rate = {who: subject.batch / seconds_a_call for who, seconds_a_call in taken.items()}
         share = counter.get_total_flops() / taken["ours"] / peak if name == "forward" else None
@@ -153,7 +164,8 @@ def second_question(subject, device: torch.device, seconds: float) -> list[str]:
     }
     taken = measure.interleaved(calls, device, seconds)
     extra = 100 * (taken["two"] / taken["one"] - 1)
-    return [f"{subject.name}: a second question costs {extra:.1f} % of the first."]
+    name = f"{subject.name} {subject.side[1]}x{subject.side[0]}"
+    return [f"{name}: a second question costs {extra:.1f} % of the first."]
 
 
 def report(device, dtype: str, size: str, peak: float, rows: list, notes: list[str]) -> str:

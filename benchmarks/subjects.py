@@ -214,12 +214,13 @@ def qrealign(size: str, folder: Path, device: torch.device, dtype: str) -> Subje
     def as_inputs(x):
         return [qwen_inputs((picture - 0.5) / 0.5) for picture in x]
 
-    small = (256, 256) if size == "tiny" else (512, 512)
+    published = size in ("mini", "lite", "pro")
+    side = 1024 if published or device.type == "cuda" else 256 if size == "tiny" else 512
     return Subject(
-        name=f"Q-ReAlign {size}" if size in ("mini", "lite", "pro") else "Q-ReAlign",
+        name=f"Q-ReAlign {size}" if published else "Q-ReAlign",
         scorer=scorer,
-        side=(1024, 1024) if device.type == "cuda" else small,
-        batch=scorer.default_batch_size if device.type == "cuda" else 2,
+        side=(side, side),
+        batch=scorer.default_batch_size if device.type == "cuda" else 1 if published else 2,
         official=lambda pictures: forward(inputs(pictures)),
         official_model=forward,
         official_inputs=inputs,

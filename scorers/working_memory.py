@@ -29,14 +29,14 @@ def working_memory(scorer: Scorer, count: int, height: int, width: int) -> int:
     What the device's allocator rounds up and its libraries keep for themselves is not in it.
     The scorer must not be in use by another thread meanwhile.
     """
-    with torch.inference_mode(), _meta(scorer), torch.device("meta"), _Peak() as peak:
+    with torch.inference_mode(), on_meta(scorer), torch.device("meta"), _Peak() as peak:
         with _FusedAttention():
             scorer.score_runs([torch.empty(count, 3, height, width, dtype=torch.uint8)])
     return peak.bytes
 
 
 @contextmanager
-def _meta(module: nn.Module) -> Iterator[None]:
+def on_meta(module: nn.Module) -> Iterator[None]:
     """The module's weights are shapes without contents inside, and what they were afterwards."""
     slots = [
         (slot, name, weight)
