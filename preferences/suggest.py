@@ -5,8 +5,10 @@ mean is the fitted w, its covariance the inverse of the loss's curvature. A furt
 images makes the score differences of all other pairs surer; suggested is the pair that, on average
 over the vote, takes most of their variance away (transductive experimental design, Yu et al. 2006).
 All pairs count alike: counting those more whose order is in doubt learned tastes that are not quite
-linear in the features slower. Several suggestions are made one after the
-other, each as if those before were answered, so that they do not ask the same.
+linear in the features slower. For their sake, too, images that lie far apart are trusted less: they
+would say most about a linear taste, but of one that has an optimum between the two nothing, or worse.
+Several suggestions are made one after the other, each as if those before were answered, so that they
+do not ask the same.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 from .taste import Taste
 
 MOST = 1.0  # penalty: an infinite one says that nothing was learned yet, not that all is known
+CURVED = 4.0  # at the mean squared distance, a linear head trusts a vote 1 + CURVED times less
 IMAGES = 160  # drawn for one suggestion; every pair of them is a candidate: 12,720
 
 
@@ -77,15 +80,16 @@ def suggest_pairs(
     drawn = torch.randperm(len(x), generator=generator)[: max(images, 4 * count)]
     features = x[drawn].double()
     score = features @ known.mean  # [M]
+    trust = linearity(features)
     whitened = torch.linalg.solve_triangular(known.factor, features.T, upper=False)
     covariance = whitened.T @ whitened  # [M, M] of the scores
     open_ = ~_among(drawn, compared, len(x))
     pairs = []
     while len(pairs) < count and open_.any():
-        gain = information(score, covariance).masked_fill(~open_, -1)
+        gain = information(score, covariance, trust).masked_fill(~open_, -1)
         i, j = divmod(int(gain.argmax()), len(drawn))
         pairs.append((i, j))
-        covariance = observed(score, covariance, i, j)
+        covariance = observed(score, covariance, i, j, trust)
         open_[[i, j]] = open_[:, [i, j]] = False
     sides = torch.rand(len(pairs), generator=generator) < 0.5
     found = drawn[torch.tensor(pairs, dtype=torch.int64).view(-1, 2)]
@@ -107,18 +111,34 @@ def suggest_for(
     return suggest_pairs(x, known, count, compared=pairs, seed=seed)
 
 
-def information(score: Tensor, covariance: Tensor) -> Tensor:
+def linearity(features: Tensor) -> Tensor:
+    """What share of a vote's precision is left, since no taste is quite linear in the features: [M, M].
+
+    With d the squared distance of two images over the mean one of M, 1 / (1 + CURVED d^2): what a
+    curved taste adds to a difference, which a linear one sees as noise, grows with that square.
+    Designs that stay near the bulk for this reason are Box and Draper's (1959).
+
+    Args:
+        features: [M, D] as the head reads them.
+    """
+    distance = _of_pairs(features @ features.T).clamp_(min=0)
+    usual = distance.sum() / max(len(features) * (len(features) - 1), 1)
+    return 1 / (1 + CURVED * (distance / usual.clamp_min(1e-300)).square())
+
+
+def information(score: Tensor, covariance: Tensor, trust: Tensor) -> Tensor:
     """What a comparison of each pair of M images takes off the variance of all pairs, [M, M].
 
-    With d = e_i - e_j, a vote on (i, j) is worth h = E[p (1 - p)] of precision about d s, and lowers
+    With d = e_i - e_j, a vote on (i, j) is worth h = trust E[p (1 - p)] of precision about d s, and lowers
     the covariance K of the scores s by K d d^T K h / (1 + h d^T K d). The sum over all pairs (k, l)
     of what that is for their difference is d^T K G K d h / (1 + h d^T K d) with G = M I - 1 1^T.
 
     Args:
         score: [M] means, covariance: [M, M] of the scores.
+        trust: [M, M] in [0, 1], of each pair's vote.
     """
     variance = _of_pairs(covariance).clamp_(min=1e-12)
-    weight = vote_precision(score[:, None] - score, variance)
+    weight = trust * vote_precision(score[:, None] - score, variance)
     mean = covariance.mean(0)
     gain = len(score) * _of_pairs(covariance @ covariance - len(score) * torch.outer(mean, mean))
     return weight * gain / (1 + weight * variance)
@@ -133,11 +153,11 @@ def vote_precision(difference: Tensor, variance: Tensor) -> Tensor:
     return p * (1 - p)
 
 
-def observed(score: Tensor, covariance: Tensor, i: int, j: int) -> Tensor:
+def observed(score: Tensor, covariance: Tensor, i: int, j: int, trust: Tensor) -> Tensor:
     """The covariance [M, M] of the scores once i and j are compared, whatever the vote is."""
     along = covariance[:, i] - covariance[:, j]
     variance = along[i] - along[j]
-    weight = vote_precision(score[i] - score[j], variance)
+    weight = trust[i, j] * vote_precision(score[i] - score[j], variance)
     return covariance - torch.outer(along, along) * (weight / (1 + weight * variance))
 
 

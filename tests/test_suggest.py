@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import fit_head
 from tastemaker.preferences.suggest import (
+    CURVED,
     information,
+    linearity,
     observed,
     posterior,
     suggest_for,
@@ -48,11 +50,11 @@ def test_the_posterior_is_the_curvature_of_what_fit_head_minimises():
 @given(st.integers(3, 8), st.integers(0, 99))
 def test_information_is_the_variance_that_one_comparison_takes_off_the_others(m, seed):
     root, score = features(m, m, seed), features(m, 1, seed + 100)[:, 0]
-    covariance = root @ root.T
-    gain = information(score, covariance)
+    covariance, trust = root @ root.T, linearity(root)
+    gain = information(score, covariance, trust)
     assert torch.allclose(gain, gain.T)
     for i, j in [(0, 1), (m - 1, 0)]:
-        after = observed(score, covariance, i, j)
+        after = observed(score, covariance, i, j, trust)
         expected = 0.0
         for k in range(m):
             for other in range(k):
@@ -70,11 +72,12 @@ def test_an_observed_comparison_is_one_more_row_of_the_posterior(seed):
     precision = known.factor @ known.factor.T
     covariance = x @ torch.linalg.inv(precision) @ x.T
     d = x[3] - x[7]
-    weight = vote_precision(
+    trust = linearity(x)
+    weight = trust[3, 7] * vote_precision(
         (x @ w)[3] - (x @ w)[7], covariance[3, 3] + covariance[7, 7] - 2 * covariance[3, 7]
     )
     more = torch.linalg.inv(precision + weight * torch.outer(d, d))
-    assert torch.allclose(observed(x @ w, covariance, 3, 7), x @ more @ x.T, atol=1e-9)
+    assert torch.allclose(observed(x @ w, covariance, 3, 7, trust), x @ more @ x.T, atol=1e-9)
 
 
 def test_vote_precision_is_that_of_the_expected_vote():
@@ -82,6 +85,32 @@ def test_vote_precision_is_that_of_the_expected_vote():
     z = mean + variance.sqrt() * torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
     p = torch.sigmoid(z).mean(0)
     assert torch.allclose(vote_precision(mean, variance), p * (1 - p), atol=0.01)
+
+
+@given(st.integers(2, 30), st.integers(0, 99), st.floats(1e-3, 1e3))
+def test_votes_on_images_far_apart_are_trusted_less_whatever_the_unit(m, seed, unit):
+    x = features(m, seed=seed)
+    trust, distance = linearity(x), torch.cdist(x, x)
+    apart = ~torch.eye(m, dtype=torch.bool)
+    order = distance[apart].argsort()
+    assert (trust[apart][order].diff() <= 1e-9).all() and ((trust > 0) & (trust <= 1)).all()
+    assert torch.allclose(linearity(x * unit + 3), trust, rtol=1e-4)
+    usual = distance[apart].square().mean()
+    expected = 1 / (1 + CURVED * (distance.square() / usual).square())
+    assert torch.allclose(trust, expected, atol=1e-9)
+
+
+def test_images_that_are_all_one_are_trusted():
+    assert torch.equal(linearity(torch.ones(3, 2).double()), torch.ones(3, 3).double())
+
+
+def test_it_does_not_ask_about_the_two_ends_only():
+    x = features(300, 3)
+    x[:10] *= 8  # a linear taste would be learned from these alone
+    known = posterior(torch.empty(0, 3), torch.zeros(3), 0.1)
+    found = torch.cat([suggest_pairs(x, known, 4, seed=seed, images=300) for seed in range(5)])
+    usual = torch.pdist(x).square().mean().sqrt()
+    assert ((x[found[:, 0]] - x[found[:, 1]]).norm(dim=1) < 2 * usual).all()
 
 
 def test_it_asks_about_what_is_not_known():
