@@ -29,6 +29,9 @@ K = 5  # folds
 TOLERANCE = 1e-9  # of the gradient, where the curvature is about 1
 ROUGHLY = 1e-5  # the same, where penalties are compared: changes the loss in the sixth digit
 MAX_ITERATIONS = 500
+LIGHT = 0.01  # times the largest weight: lighter ones are left out of a mean
+WORTH = 50  # comparisons after which a start has to show that it is of use
+BEHIND = 20.0  # nats: a start that does so much worse is not tried on
 TYPICAL = 2.0  # difference of the scores of two images: a preference of 7 to 1
 AT_MOST = 3.0  # nats: no penalty is more surprising than 20 to 1
 FAR = 1.1  # times the lowest loss: smaller penalties will not come back to it
@@ -71,19 +74,29 @@ class Space(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Comparisons as the loss sees them: x [P, D] and p [P], and what each weighs, [P]."""
+    """Comparisons as the loss sees them, z = x w + ahead: p [P], and what each weighs, [P]."""
 
-    x: Tensor
+    x: Tensor  # [P, D]
     p: Tensor
     weight: Tensor
+    ahead: Tensor  # [P]
 
     @classmethod
     def mean(cls, x: Tensor, p: Tensor) -> Rows:
         """Of which the loss is the mean."""
-        return cls(x, p, x.new_full((len(x),), 1 / max(len(x), 1)))
+        count = len(x)
+        return cls(x, p, x.new_full((count,), 1 / max(count, 1)), x.new_zeros(count))
 
     def and_(self, more: Rows | None) -> Rows:
         return self if more is None else Rows(*map(torch.cat, zip(self, more, strict=True)))
+
+
+class Part(NamedTuple):
+    """Of a head that is a mean of several: what it weighs, how it is fitted, and where from."""
+
+    weight: float
+    penalty: float
+    w0: Tensor  # [D]
 
 
 def fit_head(x: Tensor, p: Tensor, w0: Tensor, penalty: float, more: Rows | None = None) -> Tensor:
@@ -97,22 +110,44 @@ def fit_head(x: Tensor, p: Tensor, w0: Tensor, penalty: float, more: Rows | None
     Raises:
         ValueError: no comparison, values that are not finite, or a penalty that is not above 0.
     """
+    return fit_mean(x, p, [Part(1.0, penalty, torch.as_tensor(w0))], more)
+
+
+def fit_mean(
+    x: Tensor,
+    p: Tensor,
+    parts: Sequence[Part],
+    more: Rows | None = None,
+    tolerance: float = TOLERANCE,
+) -> Tensor:
+    """The weighted mean [D] float64 of one fitted head for each part; otherwise as `fit_head`.
+
+    Scores are linear in the head: the mean head gives the mean of the scores.
+    """
+    weights, penalties, starts = zip(*parts, strict=True)
+    w0 = torch.stack(starts)
     x, p, w0 = (torch.as_tensor(value).detach().cpu().double() for value in (x, p, w0))
-    if x.ndim != 2 or p.shape != x.shape[:1] or w0.shape != x.shape[1:]:
-        shapes = ", ".join(str(list(value.shape)) for value in (x, p, w0))
+    if x.ndim != 2 or p.shape != x.shape[:1] or w0.shape[1:] != x.shape[1:]:
+        shapes = ", ".join(str(list(value.shape)) for value in (x, p, w0[0]))
         raise ValueError(f"x, p and w0 must be [P, D], [P] and [D], got {shapes}")
     if not len(x):
         raise ValueError("there is no comparison to fit a head to")
     if not (x.isfinite().all() and w0.isfinite().all() and ((p >= 0) & (p <= 1)).all()):
         raise ValueError("x and w0 must be finite, and p in [0, 1]")
-    if not penalty > 0:
-        raise ValueError(f"a penalty must be above 0, got {penalty}")
-    if math.isinf(penalty):
-        return w0
+    if not min(penalties) > 0 or any(map(math.isnan, penalties)):
+        raise ValueError(f"a penalty must be above 0, got {', '.join(map(str, penalties))}")
+    mean = torch.tensor(weights, dtype=torch.float64) @ w0
+    if math.isinf(min(penalties)):
+        return mean
     rows = Rows.mean(x, p).and_(more)
     basis, rotated = _rotated(rows.x * rows.weight[:, None].sqrt(), rows.x)
-    start = x.new_zeros(rotated.shape[1])
-    return w0 + basis @ _search(rows._replace(x=rotated), rows.x @ w0, penalty, start, TOLERANCE)
+    u = moved = x.new_zeros(rotated.shape[1])
+    for weight, penalty, start in zip(weights, penalties, w0, strict=True):
+        if not math.isinf(penalty):
+            offset = rows.x @ start + rows.ahead
+            u = _search(rows._replace(x=rotated), offset, penalty, u, tolerance)
+            moved = moved + weight * u
+    return mean + basis @ moved
 
 
 def _rotated(weighted: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +168,7 @@ def _search(rows: Rows, offset: Tensor, penalty: float, start: Tensor, tolerance
     In coordinates v = u / scale in which the curvature is at most 1, and about 1 in all directions,
     since those of x are its principal axes: a quarter of the second moment bounds the loss's.
     """
-    x, p, weight = rows
+    x, p, weight, _ = rows
     scale = (weight @ x.square() / 4 + 2 * penalty).rsqrt()
     v = (start / scale).requires_grad_()
     search = torch.optim.LBFGS(
@@ -160,19 +195,20 @@ def _search(rows: Rows, offset: Tensor, penalty: float, start: Tensor, tolerance
 def _search_all(
     x: Tensor, p: Tensor, weight: Tensor, offset: Tensor, penalty: float, start: Tensor
 ) -> Tensor:
-    """`_search` for F weightings of the same rows, [P, F], from `start` [R, F], to `ROUGHLY`.
+    """`_search` for F weightings [P, F] of the same rows at S offsets [P, S], from `start` [R, S, F].
 
-    All at once, by accelerated gradients that begin anew where they would lead uphill (Nesterov 1983;
-    O'Donoghue and Candes 2015): a step is two products of matrices. In the coordinates of `_search`
-    its length is 1, since no weighting's curvature is above that of the largest weights.
+    To `ROUGHLY`, all at once, by accelerated gradients that begin anew where they would lead uphill
+    (Nesterov 1983; O'Donoghue and Candes 2015): a step is two products of matrices. In the coordinates
+    of `_search` its length is 1, since no weighting's curvature is above that of the largest weights.
     """
     scale = (weight.amax(1) @ x.square() / 4 + 2 * penalty).rsqrt()[:, None]
-    x = x * scale.T
-    v = ahead = start / scale
+    x, shape = x * scale.T, (len(x), *start.shape[1:])
+    weight, p, offset = weight[:, None, :], p[:, None, None], offset[:, :, None]
+    v = ahead = start.flatten(1) / scale
     momentum = 1.0
     for _ in range(MAX_ITERATIONS):
-        slope = weight * (torch.sigmoid(offset[:, None] + x @ ahead) - p[:, None])
-        gradient = x.T @ slope + 2 * penalty * scale.square() * ahead
+        slope = weight * (torch.sigmoid(offset + (x @ ahead).view(shape)) - p)
+        gradient = x.T @ slope.flatten(1) + 2 * penalty * scale.square() * ahead
         if gradient.abs().amax() < ROUGHLY:
             break
         step = ahead - gradient - v
@@ -182,7 +218,7 @@ def _search_all(
         following = (1 + math.sqrt(1 + 4 * momentum * momentum)) / 2
         ahead = v + (momentum - 1) / following * step
         momentum = following
-    return scale * ahead
+    return (scale * ahead).view(start.shape)
 
 
 def bradley_terry(z: Tensor, p: Tensor) -> Tensor:
@@ -195,19 +231,30 @@ def bradley_terry(z: Tensor, p: Tensor) -> Tensor:
 
 
 class CrossValidation(NamedTuple):
-    """Which penalty predicts comparisons of images that were not trained on best.
+    """How well penalties predict comparisons of images that were not trained on.
 
     Attributes:
-        penalty: the best; infinite where no fold had anything to test.
-        nll: the mean held-out loss by penalty, for those that were tried.
-        difference: [T] held-out score differences with the best penalty.
+        parts: what the head is the mean of: of each penalty that may be right its weight, and the
+            mean of its starts; the weights' sum is 1.
+        nll: the mean held-out loss by penalty, of its best start, for those that were tried.
+        difference: [T] held-out score differences of that mean.
         p: [T] what they were to predict.
     """
 
-    penalty: float
+    parts: tuple[Part, ...]
     nll: dict[float, float]
     difference: Tensor
     p: Tensor
+
+    @classmethod
+    def of(cls, *parts: Part) -> CrossValidation:
+        """Of parts that are taken as they are."""
+        return cls(parts, {}, torch.zeros(0).double(), torch.zeros(0).double())
+
+    @property
+    def penalty(self) -> float:
+        """The likeliest."""
+        return max(self.parts, key=lambda part: part.weight).penalty
 
 
 def cross_validate(
@@ -219,44 +266,82 @@ def cross_validate(
     typical: float | None = None,
     more: Rows | None = None,
 ) -> CrossValidation:
-    """Tries penalties on folds that share no image: five, several times over where there are few.
+    """Tries penalties, and starts, on folds that share no image, and weighs them by how they did.
+
+    A weight is the likelihood of all comparisons, held out, times what is likely beforehand (pseudo
+    Bayesian model averaging: Geisser and Eddy 1979, Yao et al. 2018). Few comparisons cannot tell
+    which penalty is best: whichever seems so is so by luck, and a mean of those that may be is safer.
 
     From the largest penalty down, until smaller ones do worse. Each fit starts at the one before.
 
     Args:
         x: [P, D] differences of the comparisons; `comparisons` says between which images, and p.
+        w0: [D]; or [S, D], starts, each less likely beforehand than the one before it: half as
+            likely, and less where so much is compared that there is no need of it.
         typical: what two images' scores are expected to differ by beyond w0, where x is of a
             `Space`: see `surprise`. By default every penalty is as likely as any other.
         more: what every fold is trained on besides.
     """
-    train, test = folds(comparisons, K, max(1, min(5, 2000 // len(x))), seed)
+    n, starts = len(x), w0.double().reshape(-1, x.shape[1])
+    train, test = folds(comparisons, K, repeats(n), seed)
     useful = train.any(0) & test.any(0)
     train, test = train[:, useful], test[:, useful].T
-    best = CrossValidation(math.inf, {}, x.new_zeros(0), x.new_zeros(0))
     if not useful.any():
-        return best
-    n, w0 = len(x), w0.double()
+        return CrossValidation.of(Part(1.0, math.inf, starts[0]))
     rows = Rows.mean(x.double(), comparisons.p).and_(more)
     weight = (train / train.sum(0)).double()  # [P, F]
     if more is not None:
         weight = torch.cat([weight, more.weight[:, None].expand(-1, weight.shape[1])])
     rotated = _rotated(rows.x * weight.amax(1, keepdim=True).sqrt(), rows.x)[1]
-    offset = rows.x @ w0
-    expected = comparisons.p.expand(len(test), -1)[test]
-    u = rotated.new_zeros(rotated.shape[1], len(test))
+    offset = rows.x @ starts.T + rows.ahead[:, None]  # [P, S]
+    expected = comparisons.p.expand(len(test), -1)[test]  # [T]
+    u = rotated.new_zeros(rotated.shape[1], len(starts), len(test))
+    doubt = min(AT_MOST, math.log(2) * max(1, n / WORTH)) * torch.arange(len(starts))  # nats
+    tries: list[_Tried] = []
     nll: dict[float, float] = {}
-    doubt: dict[float, float] = {}  # nll, and what is known of penalties beforehand
     for penalty in sorted(penalties, reverse=True):
         if not math.isinf(penalty):
             u = _search_all(rotated, rows.p, weight, offset, penalty, u)
-        z = (offset[:n, None] + rotated[:n] @ u).T[test]
-        nll[penalty] = float(bradley_terry(z, expected).mean())
-        doubt[penalty] = nll[penalty] + surprise(penalty, n, typical) / n
-        if doubt[penalty] <= min(doubt.values()):
-            best = CrossValidation(penalty, nll, z, expected)
-        elif nll[penalty] > FAR * min(nll.values()):
+        z = offset[:n, :, None] + (rotated[:n] @ u.flatten(1)).view(n, *u.shape[1:])
+        z = z.permute(2, 0, 1)[test]  # [T, S]
+        lost = bradley_terry(z, expected[:, None]).mean(0)  # [S]
+        worth = -n * lost - doubt - surprise(penalty, n, typical)
+        tries.append(_Tried(penalty, worth, starts, z))
+        nll[penalty] = float(lost.min())
+        if nll[penalty] > FAR * min(nll.values()):
             break
-    return best
+        near = n * (lost - lost.min()) < BEHIND
+        starts, doubt, offset, u = starts[near], doubt[near], offset[:, near], u[:, near]
+    return CrossValidation(*_averaged(tries, nll, expected))
+
+
+class _Tried(NamedTuple):
+    """A penalty with S starts [S, D]: logarithms of their weights [S], held-out differences [T, S]."""
+
+    penalty: float
+    worth: Tensor
+    starts: Tensor
+    z: Tensor
+
+
+def _averaged(
+    tries: Sequence[_Tried], nll: dict[float, float], p: Tensor
+) -> tuple[tuple[Part, ...], dict[float, float], Tensor, Tensor]:
+    """What `CrossValidation` holds."""
+    weights = torch.cat([each.worth for each in tries]).softmax(0)
+    weights = torch.where(weights < LIGHT * weights.max(), 0.0, weights)
+    weights = (weights / weights.sum()).split([len(each.worth) for each in tries])
+    parts, z = [], torch.zeros_like(p)
+    for each, weight in zip(tries, weights, strict=True):
+        if total := float(weight.sum()):
+            parts.append(Part(total, each.penalty, weight / total @ each.starts))
+            z += each.z @ weight
+    return tuple(parts), nll, z, p
+
+
+def repeats(count: int) -> int:
+    """How often so many comparisons are divided into folds: few, several times."""
+    return max(1, min(3, 600 // count))
 
 
 def surprise(penalty: float, count: int, typical: float | None) -> float:

@@ -24,7 +24,7 @@ from .embeddings import Progress, base_scores, contents_of, embed_images, embed_
 from .robustness import TASKS
 from .taste import Kept
 
-PICTURES = 256  # more hardly changed what was kept
+PICTURES = 1024  # of fewer, what is kept does not hold for others where many were compared
 KNOWN = 2 / 3  # share of the pairs that a scorer has right of what it knows; less may be chance
 
 
@@ -35,7 +35,7 @@ def kept_copies(
     cache: bool | str | os.PathLike = True,
     progress: bool | Progress = False,
 ) -> Kept:
-    """JPEG and low-resolution copies of at most 256 of the images, where the scorer puts them below.
+    """JPEG and low-resolution copies of at most 1,024 of the images, where the scorer puts them below.
 
     None of a kind of which it has less than two in three right: that it does not know.
     A picture's copies depend on its contents alone; which pictures are taken, on the seed.
@@ -57,7 +57,7 @@ def kept_copies(
     right = above > below  # [N, kinds]
     right &= right.double().mean(0) >= KNOWN
     which = right.nonzero()[:, 0]
-    return Kept(originals[which], worse[right], above[which, 0], below[right])
+    return Kept(originals[which], worse[right], above[which, 0], below[right], which)
 
 
 def _copies(path: Path, content: bytes) -> dict[bytes, Callable[[], Image.Image]]:

@@ -14,9 +14,9 @@ from .head import PENALTIES
 from .suggest import suggest_for
 from .taste import Taste, fit_taste
 
-FEWEST = 20  # votes, before which the penalty is not chosen by cross-validation
+FEWEST = 20  # votes, before which penalties are not cross-validated
 FIRST_PENALTY = 0.1  # until then
-AGAIN = 1.25  # the penalty is chosen anew when there are so many times as many votes
+AGAIN = 1.25  # penalties are weighed anew when there are so many times as many votes
 SUGGESTED = 16  # pairs at a time
 
 
@@ -32,7 +32,8 @@ class HeadModel:
 
         self._scorer = load_scorer(base)
         require_features(self._scorer)
-        self._penalty, self._chosen_at = FIRST_PENALTY, FEWEST / AGAIN
+        self._weighed: Taste | None = None
+        self._weighed_at = FEWEST / AGAIN
         self._taste: Taste | None = None
         self.w0 = torch.tensor([1.0])  # of the score; the embedding's size shows with the first one
 
@@ -51,12 +52,13 @@ class HeadModel:
             return self.w0
         # Their names do not matter, only who was compared with whom.
         names = tuple(Path(str(i)) for i in range(len(x)))
-        due = len(p) >= AGAIN * self._chosen_at
-        penalties = PENALTIES if due else (self._penalty,)
         comparisons = Comparisons(names, pairs, p)
-        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, penalties=penalties)
+        due = len(p) >= AGAIN * self._weighed_at
+        like = None if due else self._weighed
+        penalties = PENALTIES if due else (FIRST_PENALTY,)
+        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, penalties=penalties, like=like)
         if due:
-            self._penalty, self._chosen_at = self._taste.chosen.penalty, len(p)
+            self._weighed, self._weighed_at = self._taste, len(p)
         return torch.cat([torch.tensor([self._taste.gain]).double(), self._taste.weight])
 
     def suggest(self, x: Tensor, pairs: Tensor, p: Tensor, w: Tensor) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,18 +9,30 @@ import torch
 from torch import Tensor
 
 from .comparisons import Comparisons
-from .head import PENALTIES, TYPICAL, CrossValidation, Rows, Space, cross_validate, fit_head
+from .head import (
+    PENALTIES,
+    ROUGHLY,
+    TYPICAL,
+    CrossValidation,
+    Part,
+    Rows,
+    Space,
+    cross_validate,
+    fit_mean,
+)
 
+BASE = (0.0, 0.5, 1.0, 2.0)  # how much of the base's score a taste may start from, in its units
+DEAR = 0.1  # times the score: its weight is dearer to move than those of the embedding
 STRENGTH = 4.0  # of what is kept, all together, where all comparisons together weigh 1
-LEAST = 0.1  # gain of a base whose order is kept, 1 / unit: learning starts where it is right
-SHARP = 16.0  # 1 / the score difference beyond which the order of what is kept is settled
+SHARP = 32.0  # 1 / the score difference within which the order of what is kept is in doubt
+MARGINS = (0.2, 0.3, 0.4)  # of the difference that the base makes: what must be left of it
+LOSS = 0.02  # share of kept pairs, of pictures that were not fitted, that may be turned round
 
 
 class View(NamedTuple):
     """What a head sees of pictures: their embeddings in a space, and what the base makes of them.
 
-    The base's score comes last, multiplied by how much it is known to count before the rest is
-    learned: a head with 1 there and 0 elsewhere gives that, and is where learning starts from.
+    The base's score comes last, in units that `gain` makes of it.
     """
 
     space: Space
@@ -30,31 +41,52 @@ class View(NamedTuple):
     def __call__(self, embeddings: Tensor, scores: Tensor | None) -> Tensor:
         """[N, D], and the base's scores [N], to [N, R] float64, or [N, R + 1] with a base."""
         x = self.space(embeddings)
-        return x if self.gain is None else torch.cat([x, self.gain * scores.double()[:, None]], 1)
+        if self.gain is None:
+            return x
+        return torch.cat([x, DEAR * self.gain * scores.double()[:, None]], 1)
 
-    @property
-    def w0(self) -> Tensor:
-        w0 = self.space.basis.new_zeros(self.space.basis.shape[1])
-        return w0 if self.gain is None else torch.cat([w0, w0.new_ones(1)])
+    def starts(self, shares: Sequence[float] = BASE) -> Tensor:
+        """Heads that give shares [S] of the base's score, in its units: [S, R + 1]. Without, 0."""
+        axes = self.space.basis.shape[1]
+        if self.gain is None:
+            return torch.zeros(1, axes).double()
+        starts = torch.zeros(len(shares), axes + 1).double()
+        starts[:, axes] = torch.tensor(shares) / DEAR
+        return starts
+
+    def restarted(self, part: Part) -> Part:
+        """A part of another view's head as one of this view's."""
+        if self.gain is None:
+            return part._replace(w0=self.starts()[0])
+        return part._replace(w0=self.starts([DEAR * float(part.w0[-1])])[0])
 
 
 class Kept(NamedTuple):
-    """A pairs whose order a taste must not turn round: the embeddings [A, D] and base scores [A]."""
+    """A pairs whose order a taste must not turn round: the embeddings [A, D] and base scores [A].
+
+    `picture` [A] says of which picture they are: what holds for some has to hold for others.
+    """
 
     better: Tensor
     worse: Tensor
-    better_scores: Tensor | None = None
-    worse_scores: Tensor | None = None
+    better_scores: Tensor
+    worse_scores: Tensor
+    picture: Tensor
 
-    def rows(self, view: View) -> Rows | None:
+    def rows(self, view: View, margin: float = 0.0) -> Rows:
         """As comparisons with a loss that is almost flat once the order is right.
 
-        It says nothing about by how much: softplus(-s z) / s is a hinge at 0, rounded by 1 / s.
+        It says nothing about by how much, beyond a share of what the base says: softplus(-s z) / s is
+        a hinge at 0, rounded by 1 / s.
         """
         x = view(self.better, self.better_scores) - view(self.worse, self.worse_scores)
-        if not len(x):
-            return None
-        return Rows(SHARP * x, x.new_ones(len(x)), x.new_full((len(x),), STRENGTH / SHARP / len(x)))
+        n = len(x)
+        least = margin * x @ view.starts([1.0])[0]
+        weight = x.new_full((n,), STRENGTH / SHARP / max(n, 1))
+        return Rows(SHARP * x, x.new_ones(n), weight, -SHARP * least)
+
+    def take(self, which: Tensor) -> Kept:
+        return Kept(*(value[which] for value in self))
 
 
 class Taste(NamedTuple):
@@ -87,19 +119,21 @@ def fit_taste(
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
     kept: Kept | None = None,
+    like: Taste | None = None,
 ) -> Taste:
-    """Fits a taste, its penalty chosen by cross-validation over images. Deterministic.
+    """Fits a taste, penalties and the base's part weighed by cross-validation over images. Deterministic.
 
-    The penalty holds it to the base: an infinite one gives the base's own scores, in units in which
-    their differences predict the comparisons best.
+    The penalty holds it to a share of the base's score: an infinite one gives that alone. A base that
+    knows nothing of the taste has no share.
 
     Args:
         embeddings: [N, D] of `comparisons.images`.
         scores: [N], the base's; None to start from nothing, where an infinite penalty gives 0.
         unit: the difference of base scores that makes odds of e to 1, as far as is known beforehand;
             by default their deviation.
-        penalties: those to choose from; one is taken as it is.
+        penalties: those to weigh; one is taken as it is, from the base as it is.
         kept: pairs to be ordered right whatever the comparisons say.
+        like: of nearly the same comparisons: its penalties and shares are taken as they are.
 
     Raises:
         ValueError: no comparison of two different images, or features that are not finite.
@@ -111,36 +145,58 @@ def fit_taste(
         raise ValueError(
             "the compared images are all one to the base: it has nothing to learn from"
         )
-    left, right = comparisons.pairs.T
-    gain = None
-    if scores is not None:
-        scores = scores.double()
-        least = -math.inf if kept is None else LEAST
-        difference = scores[left] - scores[right]
-        gain = _gain(difference, comparisons.p, unit or float(scores.std()), least)
-    view = View(space, gain)
+    unit = float(scores.double().std()) if unit is None and scores is not None else unit
+    view = View(space, None if scores is None else 1 / unit if unit else 0.0)
     features = view(embeddings, scores)
-    x = features[left] - features[right]
-    more = kept.rows(view) if kept is not None else None
-    if len(penalties) > 1:
-        chosen = cross_validate(x, view.w0, comparisons, penalties, seed, TYPICAL, more)
+    left, right = comparisons.pairs.T
+    x, p = features[left] - features[right], comparisons.p
+    kept = kept if kept is not None and len(kept.picture) else None
+    if like is not None:
+        chosen = CrossValidation.of(*map(view.restarted, like.chosen.parts))
     else:
-        chosen = CrossValidation(penalties[0], {}, x.new_zeros(0), x.new_zeros(0))
-    w = fit_head(x, comparisons.p, view.w0, chosen.penalty, more)
+        chosen = _weighed(x, comparisons, view, penalties, seed, kept)
+    w = fit_keeping(x, p, chosen.parts, kept, view) if kept else fit_mean(x, p, chosen.parts)
     axes = space.basis.shape[1]
-    gain = 0.0 if gain is None else gain * float(w[axes])
-    bias = 0.0 if scores is None else -gain * float(scores.mean())
+    gain = 0.0 if scores is None else DEAR * view.gain * float(w[axes])
+    bias = 0.0 if scores is None else -gain * float(scores.double().mean())
     return Taste(space.weight(w[:axes]), space.center, gain, bias, chosen, view, w)
 
 
-def _gain(difference: Tensor, p: Tensor, unit: float, least: float) -> float:
-    """What the base's differences [P] are multiplied by: the likeliest, 1 / (2 unit) beforehand.
+def _weighed(
+    x: Tensor,
+    comparisons: Comparisons,
+    view: View,
+    penalties: Sequence[float],
+    seed: int,
+    kept: Kept | None,
+) -> CrossValidation:
+    """Of several penalties; where there is one, or nothing to test them on, from the base as it is."""
+    if len(penalties) > 1:
+        more = kept.rows(view, MARGINS[0]) if kept else None
+        found = cross_validate(x, view.starts(), comparisons, penalties, seed, TYPICAL, more)
+        if found.nll:
+            return found
+    return CrossValidation.of(Part(1.0, max(penalties), view.starts([1.0])[0]))
 
-    A base may know all of a taste or nothing. What is known beforehand weighs as a normal
-    distribution as wide as its mean, so that a handful of comparisons that the base has all right, or
-    all wrong, gives no extreme.
+
+def fit_keeping(x: Tensor, p: Tensor, parts: Sequence[Part], kept: Kept, view: View) -> Tensor:
+    """`fit_mean`, with the least margin under which what is kept holds for pictures not fitted, too.
+
+    Half of the pictures are fitted, the order of the other half's pairs is looked at, and the other
+    way round. Margins cost accuracy where the taste does not mind what the base does.
     """
-    if not unit > 0:
-        return 0.0  # the base finds all images equal
-    half = torch.full((1,), 0.5, dtype=torch.float64)
-    return max(least, float(fit_head(difference[:, None] / unit, p, half, 2 / len(p)))) / unit
+    likeliest = max(parts, key=lambda part: part.weight)
+    enough = (m for m in MARGINS[:-1] if turned_round(x, p, likeliest, kept, view, m) <= LOSS)
+    return fit_mean(x, p, parts, kept.rows(view, next(enough, MARGINS[-1])))
+
+
+def turned_round(x: Tensor, p: Tensor, part: Part, kept: Kept, view: View, margin: float) -> float:
+    """Share of the kept pairs that are in the wrong order when their pictures are not fitted."""
+    place = kept.picture.unique(return_inverse=True)[1]
+    first = place < (place.max() + 1) / 2
+    wrong = 0
+    for fitted in (first, ~first):
+        alone = part._replace(weight=1.0)
+        w = fit_mean(x, p, [alone], kept.take(fitted).rows(view, margin), ROUGHLY)
+        wrong += int((kept.take(~fitted).rows(view).x @ w <= 0).sum())
+    return wrong / len(place)

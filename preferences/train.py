@@ -29,6 +29,7 @@ from .comparisons import Comparisons, read_comparisons
 from .embeddings import Progress, base_scores, contents_of, embed_images
 from .evaluation import card_metrics
 from .finetune import data_entry
+from .head import repeats
 from .keeping import kept_copies
 from .problems import first_copies, problems, without
 from .split import split
@@ -65,8 +66,8 @@ def train(
         test: comparisons to hold out; by default the file's own, else `test_fraction` of all.
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
-        robust: JPEG and low-resolution copies of at most 256 of the images must stay below them, as
-            far as the base knows it. Costs a point or two of accuracy where the taste does not mind.
+        robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
+            far as the base knows it. Costs accuracy, most where the taste does not mind.
         overwrite: replace the personal scorer that `out` holds; "same": only if it was made of the
             same comparisons and base.
         load: loads the base, given the images that it will see; by default `load_scorer`, on `device`.
@@ -227,7 +228,7 @@ def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Compari
     counts = {name: before[name] for name in ("comparisons", "decided")}
     metrics = {"cross_validated": card_metrics(difference, p) | counts, "base": before}
     # Folds are repeated where there are few; each comparison about once, or intervals are too narrow.
-    once = math.ceil(len(p) / max(1, min(5, 2000 // len(kept))))
+    once = math.ceil(len(p) / repeats(len(kept)))
     return metrics, None, difference[:once], p[:once]
 
 

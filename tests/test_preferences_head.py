@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import (
     AT_MOST,
+    Part,
     Rows,
     Space,
     bradley_terry,
     cross_validate,
     fit_head,
+    fit_mean,
+    repeats,
     surprise,
 )
 from tastemaker.preferences.split import folds
@@ -244,11 +247,11 @@ def test_all_folds_at_once_are_fits_of_each(kept):
     features, comparisons, _ = simulated(n=60, d=12, count=2000)
     x, w0 = difference(features, comparisons), torch.randn(12, generator=generator()).double()
     x = x / x.std()
-    more = Rows(3 * x[:50].flip(1), torch.ones(50).double(), torch.full((50,), 0.1).double())
+    more = Rows(3 * x[:50].flip(1), *torch.tensor([1.0, 0.1, -0.2]).double().expand(50, 3).T)
     more = more if kept else None
     penalties = [1.0, 1e-2, 1e-4]
     found = cross_validate(x, w0, comparisons, penalties, more=more)
-    train, test = folds(comparisons, 5, 1, 0)
+    train, test = folds(comparisons, 5, repeats(len(x)), 0)
     for penalty in penalties:
         losses = []
         for a, b in zip(train.T, test.T, strict=True):
@@ -270,3 +273,77 @@ def test_a_taste_that_few_comparisons_show_is_learned():
         features, comparisons, taste = simulated(n=400, d=40, count=25, sharp=2.0, seed=seed)
         found = fit_taste(features, None, comparisons)
         assert torch.corrcoef(torch.stack([found(features), features @ taste]))[0, 1] > 0.4
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(20, 400), st.integers(1, 4))
+def test_the_parts_of_a_head_are_a_mean(seed, count, starts):
+    features, comparisons, taste = simulated(n=60, d=8, count=count, seed=seed)
+    x = difference(features, comparisons) / features.std()
+    w0 = torch.arange(starts)[:, None] * taste
+    found = cross_validate(x, w0, comparisons)
+    weights = [part.weight for part in found.parts]
+    assert sum(weights) == pytest.approx(1) and min(weights) > 0
+    penalties = [part.penalty for part in found.parts]
+    assert penalties == sorted(set(penalties), reverse=True) and found.penalty in penalties
+    for part in found.parts:  # each starts at a mean of the starts
+        share = part.w0 @ taste / (taste @ taste)
+        assert -1e-9 <= share <= starts - 1 + 1e-9
+        assert torch.allclose(part.w0, share * taste)
+    again = cross_validate(x, w0, comparisons)
+    pairs = zip(found.parts, again.parts, strict=True)
+    assert all(torch.equal(a.w0, b.w0) and a[:2] == b[:2] for a, b in pairs)
+    assert torch.equal(found.difference, again.difference)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(20, 400))
+def test_the_mean_predicts_at_least_as_well_as_what_it_is_made_of_does_on_the_whole(seed, count):
+    """The loss is convex: that of the mean is at most the mean of theirs, and so that of the worst."""
+    features, comparisons, _ = simulated(n=60, d=8, count=count, seed=seed)
+    x = difference(features, comparisons) / features.std()
+    found = cross_validate(x, torch.zeros(8), comparisons)
+    lost = float(bradley_terry(found.difference, found.p).mean())
+    assert lost <= sum(part.weight * found.nll[part.penalty] for part in found.parts) + 1e-9
+
+
+def test_the_mean_of_heads_is_fitted_one_by_one():
+    features, comparisons, taste = simulated(count=300)
+    x, p = difference(features, comparisons), comparisons.p
+    parts = [Part(0.2, math.inf, taste), Part(0.5, 1e-2, -taste), Part(0.3, 1e-4, 0 * taste)]
+    one_by_one = sum(part.weight * fit_head(x, p, part.w0, part.penalty) for part in parts)
+    assert torch.allclose(fit_mean(x, p, parts), one_by_one, atol=1e-6)
+    for part in parts:
+        alone = fit_mean(x, p, [part._replace(weight=1.0)])
+        assert torch.equal(alone, fit_head(x, p, part.w0, part.penalty))
+
+
+def test_one_penalty_is_taken_as_it_is():
+    features, comparisons, taste = simulated(count=100)
+    found = fit_taste(features, None, comparisons, penalties=[0.02])
+    x = found.view(features, None)
+    left, right = comparisons.pairs.T
+    w = fit_head(x[left] - x[right], comparisons.p, torch.zeros(x.shape[1]), 0.02)
+    assert torch.equal(found.w, w) and found.chosen.penalty == 0.02
+
+
+def test_a_base_that_is_no_use_is_left_and_one_that_is_the_taste_is_taken():
+    features, comparisons, taste = simulated(count=400, d=40)
+    noise = torch.randn(300, generator=generator(5)).double()
+
+    def share(scores):
+        chosen = fit_taste(features, scores, comparisons, unit=float(scores.std())).chosen
+        return sum(part.weight * float(part.w0[-1]) for part in chosen.parts)
+
+    assert share(noise) < 0.05 * share(features @ taste)
+
+
+def test_a_taste_like_another_has_its_penalties_and_shares():
+    features, comparisons, taste = simulated(count=200)
+    scores = features @ taste
+    first = fit_taste(features, scores, comparisons)
+    same = fit_taste(features, scores, comparisons, like=first)
+    assert torch.allclose(first.w, same.w, atol=1e-9)
+    fewer = fit_taste(features[:, :5], scores, comparisons.take(range(150)), like=first)
+    pairs = zip(first.chosen.parts, fewer.chosen.parts, strict=True)
+    assert all(a[:2] == b[:2] and a.w0[-1] == pytest.approx(float(b.w0[-1])) for a, b in pairs)
