@@ -30,6 +30,7 @@ import tastes  # noqa: E402
 
 from tastemaker.preferences.asking import FIRST, RANDOM_SHARE  # noqa: E402
 from tastemaker.preferences.comparisons import Comparisons  # noqa: E402
+from tastemaker.preferences.keeping import PICTURES  # noqa: E402
 from tastemaker.preferences.suggest import suggest_for  # noqa: E402
 from tastemaker.preferences.taste import Kept, Taste, fit_taste  # noqa: E402
 from tastemaker.scorers import load_scorer  # noqa: E402
@@ -43,7 +44,7 @@ SUGGESTED = (100, 150, 200, 375, 500, 750, 1000)
 KEPT = (50, 200, 1000, 20000)
 KINDS = ("jpeg", "low_resolution")
 VERSIONS, HELD_OUT_VERSIONS = 6, 8  # of each picture
-SPOILED = 256  # pictures whose copies are kept below them
+FIRST_USER = 1000  # whose luck no constant was chosen on: those were, on users 100 to 109
 TESTED = 20_000  # held-out pairs
 DRAWS = 2  # low-resolution copies of each held-out picture
 ROUND, AT_ONCE = 0.4, 50  # more comparisons, at most, before the head is fitted and suggests anew
@@ -76,12 +77,13 @@ class Result(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sources", nargs="*", type=Path, help="wheels or folders of pictures")
-    parser.add_argument("--users", type=int, default=8, help="of each taste, with other luck")
+    parser.add_argument("--users", type=int, default=24, help="of each taste, with other luck")
     parser.add_argument("--cache", type=Path, help="keep the embedded pictures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = cached(options.sources, options.cache)
-    everyone = tqdm(list(itertools.product(range(options.users), range(3))))
+    users = range(FIRST_USER, FIRST_USER + options.users)
+    everyone = tqdm(list(itertools.product(users, range(3))))
     results = [measure(study, taste, user) for user, taste in everyone]
     import preferences_report
 
@@ -135,7 +137,7 @@ def kept_copies(compared: Images, pixels: Sequence[np.ndarray]) -> tuple[Tensor,
     right = compared.scores[which] > made.scores
     which, worse = which[right], Images(*(value[right] for value in made))
     better = compared.embeddings[which], compared.scores[which]
-    return which, Kept(better[0], worse.embeddings, better[1], worse.scores)
+    return which, Kept(better[0], worse.embeddings, better[1], worse.scores, which)
 
 
 def spoiled(pictures: Sequence[Picture], kind: str) -> tuple[Images, Images]:
@@ -191,8 +193,8 @@ def fit(
     kept = None
     if copies is not None:
         drawn = used[torch.randperm(len(used), generator=torch.Generator().manual_seed(0))]
-        mine = torch.isin(copies[0], drawn[:SPOILED])
-        kept = Kept(*(value[mine] for value in copies[1]))
+        mine = torch.isin(copies[0], drawn[:PICTURES])
+        kept = copies[1].take(mine)
     comparisons = Comparisons(names, index, p)
     return fit_taste(compared.embeddings[used], scores, comparisons, kept=kept)
 
