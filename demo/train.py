@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from ..scorers.checkpoint import replacing
+from ..scorers.checkpoint import replacing, write_safetensors
 from . import learn_generator, learn_rewards, recognise, rewards, shapes
 from .generator import WEIGHTS as GENERATOR
 from .generator import load_pipeline
@@ -111,8 +110,7 @@ def make_rewards() -> dict[str, Any]:
     measured: dict[str, Any] = {}
     for name in rewards.NAMES:
         scorer = learn_rewards.learn_reward(name, SETTINGS["rewards"])
-        with replacing(rewards.weights_file(name)) as temporary:
-            save_file(scorer.state_dict(), temporary, {"format": "pt"})
+        write_safetensors(rewards.weights_file(name), scorer.state_dict())
         correlation = learn_rewards.correlation(scorer)
         measured[name] = {"correlation": correlation, "parameters": count(scorer)}
     return measured

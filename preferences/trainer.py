@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from tqdm.auto import tqdm
 
 from ..scorers.base import differences
-from ..scorers.checkpoint import load_exactly, read_weights, replacing
+from ..scorers.checkpoint import load_exactly, read_weights, write_safetensors
 
 CHECKPOINT = "checkpoint.safetensors"
 SCHEDULES = ("one-cycle", "cosine")
@@ -330,10 +329,7 @@ class Checkpoints:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    # Weights laid out channels last are not contiguous, and safetensors saves none that are not.
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(plain, temporary, {name: json.dumps(value) for name, value in values.items()})
+    write_safetensors(path, tensors, {name: json.dumps(value) for name, value in values.items()})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -198,9 +198,24 @@ def _bytes(flat: Tensor) -> memoryview:
 def write_checkpoint(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """config.json and model.safetensors, each written whole or not at all; the config comes last."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", state)
+    write_config(folder, config)
+
+
+def write_safetensors(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Tensors, wherever they lie and however they are strided, to a file: whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask says; safetensors makes files for one user
+        save_file(tensors, temporary, metadata=dict(metadata or {"format": "pt"}))
+        temporary.chmod(mode)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """config.json, whole or not at all."""
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

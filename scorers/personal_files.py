@@ -11,16 +11,22 @@ whatever is killed in between leaves the old scorer or the new one.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import read_config, read_weights, replacing, weight_files, weights_digest
+from .checkpoint import (
+    read_config,
+    read_weights,
+    replacing,
+    weight_files,
+    weights_digest,
+    write_config,
+    write_safetensors,
+)
 
 OURS = re.compile(r"head-[0-9a-f]{16}\.safetensors|trained-on-[0-9a-f]{16}\.txt|\..+\.tmp")
 HASH = 16  # bytes of a picture's
@@ -41,11 +47,9 @@ def write_personal(
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"head-{weights_digest(head)}.safetensors"
-    with replacing(folder / name) as temporary:
-        save_file(dict(head), temporary, metadata={"format": "pt"})
+    write_safetensors(folder / name, head)
     config = {**config, "head": name, "trained_on": write_trained_on(folder, pictures)}
-    with replacing(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_config(folder, config)
     named = {name, config["trained_on"]}
     for path in folder.iterdir():
         if OURS.fullmatch(path.name) and path.name not in named:

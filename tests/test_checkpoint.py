@@ -1,6 +1,7 @@
 """Checkpoints that are broken, foreign or hostile; writes that are cut off; the hub without a network."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -255,6 +256,21 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         checkpoint.write_checkpoint(folder, {"version": 2}, state())
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_checkpoint_is_the_umasks_to_say(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        for version in (1, 2):  # a new file, and one that is replaced
+            checkpoint.write_checkpoint(tmp_path, {"version": version}, state())
+    finally:
+        os.umask(before)
+    assert {p.name: p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {
+        "config.json": mode,
+        "model.safetensors": mode,
+    }
 
 
 @pytest.mark.parametrize(

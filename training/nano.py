@@ -35,12 +35,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..preferences.trainer import Log, Recipe, fit
 from ..scorers import corruptions
-from ..scorers.checkpoint import replacing
+from ..scorers.checkpoint import replacing, write_safetensors
 from ..scorers.corruptions import CORRUPTIONS, NotCompressible
 from ..scorers.nano import WEIGHTS, NanoScorer
 from .judging import Judgement, judge
@@ -267,8 +266,7 @@ def write(scorer: NanoScorer, pictures: Sequence[Picture], settings: Settings, r
         "results": report,
     }
     WEIGHTS.parent.mkdir(exist_ok=True)
-    with replacing(WEIGHTS) as temporary:
-        save_file(scorer.state_dict(), temporary, metadata)
+    write_safetensors(WEIGHTS, scorer.state_dict(), metadata)
     for path, content in ((TRAINED_ON, listed), (RESULTS, report.encode())):
         with replacing(path) as temporary:
             temporary.write_bytes(content)
