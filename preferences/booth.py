@@ -67,9 +67,9 @@ class Booth:
         self._tell_learner()
         return new
 
-    def undo(self, key: str) -> None:
+    def undo(self, key: str, tab: str) -> None:
         """As `Votes.undo`."""
-        self.store.undo(key)
+        self.store.undo(key, tab)
         self._tell_learner()
 
     def picture(self, sha256: str, box: int | None) -> Shown:
@@ -95,7 +95,7 @@ class Booth:
             "voter": self.voter,
             "folder": self.store.folder.name,
             "questions": [self._describe(question, box) for question in questions],
-            "undo": self.store.last(self.voter, tab),
+            "undo": self._undo(tab),
             "votes": sum(vote.answer != "skip" for vote in votes),
             "skipped": sum(vote.answer == "skip" for vote in votes),
             "queue": None if self.queue is None else self._done_of_queue(votes),
@@ -116,6 +116,15 @@ class Booth:
             for question in self.store.open(self.voter, tab)
             if self._is_there(question.left) and self._is_there(question.right)
         ]
+
+    def _undo(self, tab: str) -> str | None:
+        """What that tab's undo takes back. A vote of another tab only where it can ask the pair again."""
+        key = self.store.last(self.voter, tab)
+        question = key and self.store.question(key)
+        if not question or question.tab == tab:
+            return key
+        there = self._is_there(question.left) and self._is_there(question.right)
+        return key if there else None
 
     def _is_there(self, picture: Picture) -> bool:
         path = self.store.locate(picture)

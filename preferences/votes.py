@@ -111,8 +111,8 @@ class Votes:
             db.execute("INSERT INTO votes (question, answer, time) VALUES (?, ?, ?)", row)
             return True
 
-    def undo(self, key: str) -> Question | None:
-        """Takes the vote on a question back, and asks its tab the same pair again.
+    def undo(self, key: str, tab: str | None = None) -> Question | None:
+        """Takes the vote on a question back, and asks that tab (by default its own) the same pair again.
 
         Returns the new question; None if that vote was taken back before (nothing happens twice).
         KeyError if there is no such vote.
@@ -126,9 +126,8 @@ class Votes:
             if not db.execute("INSERT OR IGNORE INTO undone VALUES (?, ?)", row).rowcount:
                 return None
             ids = db.execute("SELECT left, right FROM questions WHERE id = ?", (question.id,))
-            return file.ask(
-                db, question.voter, question.tab, ids.fetchone(), question.source, again=1
-            )
+            tab = question.tab if tab is None else tab
+            return file.ask(db, question.voter, tab, ids.fetchone(), question.source, again=1)
 
     def add(self, voter: str, left: Path, right: Path, answer: str) -> None:
         """A question and its answer at once, for votes that come from elsewhere than the page."""
@@ -154,15 +153,19 @@ class Votes:
             return db.execute(query).fetchone()
 
     def last(self, voter: str, tab: str) -> str | None:
-        """The key of the latest vote of that tab that counts: what its undo takes back."""
+        """The key of the latest vote that counts and that this tab's undo takes back.
+
+        First those of the tab itself; then, so that a closed tab or browser takes no undo along, what
+        the voter answered in others before this one was asked anything. What another tab answered
+        since is that tab's to undo, for both may be open. Votes from elsewhere are no tab's.
+        """
         with file.transaction(self.path) as db:
-            row = db.execute(
-                "SELECT q.key FROM votes v JOIN questions q ON q.id = v.question "
-                "WHERE q.voter = ? AND q.tab = ? AND v.id NOT IN (SELECT vote FROM undone) "
-                "ORDER BY v.id DESC LIMIT 1",
-                (voter, tab),
-            ).fetchone()
-        return row and row[0]
+            return file.latest(db, "q.voter = ? AND q.tab = ?", (voter, tab)) or file.latest(
+                db,
+                "q.voter = ? AND q.tab != '' AND v.time <= coalesce("
+                "(SELECT min(time) FROM questions WHERE voter = ? AND tab = ?), ?)",
+                (voter, voter, tab, time.time()),
+            )
 
     def voters(self) -> dict[str, int]:
         """How many votes of each voter count."""

@@ -190,6 +190,16 @@ def counted(db: sqlite3.Connection, question: Question) -> bool:
     return found.fetchone() is not None
 
 
+def latest(db: sqlite3.Connection, where: str, values: tuple) -> str | None:
+    """The question's key of the latest of these votes that counts."""
+    row = db.execute(
+        "SELECT q.key FROM votes v JOIN questions q ON q.id = v.question "
+        f"WHERE {where} AND v.id NOT IN (SELECT vote FROM undone) ORDER BY v.id DESC LIMIT 1",
+        values,
+    ).fetchone()
+    return row and row[0]
+
+
 def as_question(row: tuple) -> Question:
     left, right = Picture(decoded(row[5]), row[6]), Picture(decoded(row[7]), row[8])
     return Question(*row[:5], left, right)

@@ -107,7 +107,7 @@ class Handlers:
     async def undo(self, request: web.Request) -> web.Response:
         body = await _body(request)
         tab, box = _tab(body.get("tab")), _box(body.get("box"))
-        await asyncio.to_thread(self.booth.undo, _text(body, "key"))
+        await asyncio.to_thread(self.booth.undo, _text(body, "key"), tab)
         return await self._state(tab, box)
 
     async def picture(self, request: web.Request) -> web.Response:

@@ -117,6 +117,43 @@ def test_undo_is_a_matter_of_the_tab(votes):
     assert votes.last("me", "tab-1") == mine.key and votes.last("me", "tab-2") == other.key
 
 
+def test_a_new_tab_undoes_what_was_voted_before_it_was_opened(votes):
+    """The browser was closed: its tab does not come back, the votes can."""
+    first, second = ask(votes, 0, 1), ask(votes, 2, 3)
+    for question in (first, second):
+        votes.vote(question.key, "left")
+    assert votes.last("me", "tab-2") == second.key, "also before it was asked anything"
+    own = ask(votes, 4, 5, tab="tab-2")
+    votes.vote(own.key, "left")
+    for key, pair in [(own.key, own), (second.key, second), (first.key, first)]:
+        assert votes.last("me", "tab-2") == key
+        again = votes.undo(key, "tab-2")
+        assert (again.left, again.right, again.tab) == (pair.left, pair.right, "tab-2")
+        assert votes.open("me", "tab-2")[0] == again
+    assert votes.last("me", "tab-2") is None and answers(votes) == []
+    assert votes.open("me", "tab-1") == [], "it is asked where it was taken back"
+
+
+def test_of_two_open_tabs_neither_undoes_what_the_other_voted_meanwhile(votes):
+    before = ask(votes, 0, 1)
+    votes.vote(before.key, "left")
+    mine, other = ask(votes, 2, 3), ask(votes, 4, 5, tab="tab-2")
+    votes.vote(mine.key, "left")
+    assert votes.last("me", "tab-2") == before.key
+    votes.undo(before.key, "tab-2")
+    assert votes.last("me", "tab-2") is None and votes.last("me", "tab-1") == mine.key
+    votes.vote(other.key, "left")
+    assert votes.last("me", "tab-2") == other.key and votes.last("me", "tab-1") == mine.key
+    assert votes.undo(before.key, "tab-1") is None, "both pressed it at once"
+    assert len([q for q in votes.open("me", "tab-1") if q.left == before.left]) == 0
+
+
+def test_nobody_undoes_votes_of_others_or_from_elsewhere(votes):
+    votes.vote(ask(votes, 0, 1, voter="ann").key, "left")
+    votes.add("me", picture(votes.folder, 2), picture(votes.folder, 3), "left")
+    assert votes.last("me", "tab-1") is None
+
+
 def test_wrong_keys_and_answers(votes):
     with pytest.raises(KeyError):
         votes.vote("nothing", "left")

@@ -73,6 +73,27 @@ def test_undo_brings_the_pair_back(server):
         assert after["key"] == second["key"]
 
 
+def test_a_new_tab_of_a_new_server_undoes_the_last_votes(server, folder):
+    asked = []
+    for _ in range(3):
+        asked.append(server.state()["questions"][0])
+        server.post("vote", key=asked[-1]["key"], answer="left")
+    with Server(make_booth(folder)) as restarted:
+        for question in reversed(asked):
+            assert restarted.state(OTHER)["undo"] == question["key"]
+            _, state = restarted.post("undo", OTHER, key=question["key"])
+            assert names(state["questions"][0]) == names(question)
+        assert state["votes"] == 0 and state["undo"] is None
+
+
+def test_a_pair_that_can_no_longer_be_shown_is_not_taken_back_in_another_tab(server, folder):
+    question = server.state()["questions"][0]
+    server.post("vote", key=question["key"], answer="left")
+    assert server.state(OTHER)["undo"] == question["key"]
+    (folder / question["left"]["name"]).unlink()
+    assert server.state(OTHER)["undo"] is None and server.state()["undo"] == question["key"]
+
+
 def test_a_tab_is_shown_the_same_pair_again_and_another_tab_another_one(server):
     mine = server.state()["questions"]
     assert server.state()["questions"] == mine

@@ -246,6 +246,20 @@ def test_two_tabs_have_pairs_of_their_own(page):
         page.focus()
 
 
+def test_a_new_tab_undoes_what_a_closed_one_voted(page):
+    pairs = [page.vote(lambda: page.press("a")) for _ in range(2)]
+    page.browser.switch_to.new_window("tab")
+    new = Page(page.browser, page.program)
+    page.focus().browser.close()
+    page.tab = new.tab  # the one that is left
+    new.focus()
+    for pair in reversed(pairs):
+        new.ready()
+        new.vote(lambda: new.press("z"))
+        assert new.ready() == pair
+    assert page.program.votes() == [] and not new.find("#undo").is_enabled()
+
+
 def test_a_duplicated_tab_counts_no_pair_twice(page):
     page.ready()
     page.js("window.open(location.href)")  # takes the tab's storage along, as a duplicate does
