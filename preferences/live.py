@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .comparisons import Comparisons
 from .embeddings import base_scores, embed_images
-from .head import PENALTIES
 from .suggest import suggest_for
 from .taste import Taste, fit_taste
+from .weighing import PENALTIES
 
 FEWEST = 20  # votes, before which penalties are not cross-validated
 FIRST_PENALTY = 0.1  # until then

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from .comparisons import Comparisons
-from .head import (
-    PENALTIES,
-    ROUGHLY,
-    TYPICAL,
-    CrossValidation,
-    Part,
-    Rows,
-    Space,
-    cross_validate,
-    fit_mean,
-)
+from .head import ROUGHLY, Part, Rows, Space, fit_mean
+from .weighing import PENALTIES, TYPICAL, CrossValidation, cross_validate
 
 BASE = (0.0, 0.5, 1.0, 2.0)  # how much of the base's score a taste may start from, in its units
 DEAR = 0.1  # times the score: its weight is dearer to move than those of the embedding

@@ -29,12 +29,12 @@ from .comparisons import Comparisons, read_comparisons
 from .embeddings import Progress, base_scores, contents_of, embed_images
 from .evaluation import card_metrics
 from .finetune import data_entry
-from .head import repeats
 from .keeping import kept_copies
 from .problems import first_copies, problems, without
 from .split import split
 from .taste import Taste, fit_taste
 from .trained import Trained
+from .weighing import repeats
 
 SAME = "same"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ class Trained:
         metrics: as `card_metrics` has them: "held_out" of this scorer and "base" of its base, on
             comparisons of images that it never saw; where nothing was held out "cross_validated",
             and "base" of all comparisons.
-        penalty: the weight that cross-validation chose; infinite leaves the base's own order.
+        penalty: the likeliest of those that cross-validation weighs; infinite is the base alone.
         dropped: comparisons between images of both parts, which were left out.
         notes: what was noticed about the comparisons, a line each.
         difference, p: [P] what `metrics` are of: left score minus right one, and the comparisons.
@@ -52,7 +51,7 @@ class Trained:
         found = list(self.notes)
         if self.dropped:
             found.append(f"{self.dropped} comparisons between both parts were left out")
-        if math.isinf(self.penalty):
+        if not self.scorer.head.weight.any():
             found.append("the comparisons say no more than the base does: its order is kept")
         return found
 

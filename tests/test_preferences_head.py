@@ -9,20 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tastemaker.preferences.comparisons import Comparisons
-from tastemaker.preferences.head import (
-    AT_MOST,
-    Part,
-    Rows,
-    Space,
-    bradley_terry,
-    cross_validate,
-    fit_head,
-    fit_mean,
-    repeats,
-    surprise,
-)
+from tastemaker.preferences.head import Part, Rows, Space, bradley_terry, fit_head, fit_mean
 from tastemaker.preferences.split import folds
 from tastemaker.preferences.taste import fit_taste
+from tastemaker.preferences.weighing import AT_MOST, cross_validate, repeats, surprise
 
 
 def generator(seed=0):
