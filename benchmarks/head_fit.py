@@ -51,7 +51,7 @@ def main() -> None:
     rows = [
         ["the base", "", f"{accuracy(unseen @ base, unseen @ taste):.1%}", ""],
         [
-            "here: penalty cross-validated over images, convex fit",
+            "here: penalties cross-validated over images, convex fits",
             f"{min(seconds):.1f} s",
             f"{accuracy(ours[0](unseen, unseen @ base), unseen @ taste):.1%}",
             f"{same:.0e} at most",
