@@ -295,6 +295,7 @@ def test_kill_9_and_restart_lose_no_vote_and_the_page_goes_on(page):
         page.wait("busy && !$('notice').hidden")
         assert page.notice().startswith("Not saved yet - trying again")
         page.press("a", "z")  # nothing else is sent before it is kept
+        assert page.find("#early").text == "Please wait: not undone"
         program.start()
         assert program.url == url, "the page's address is the same"
         page.wait("!busy && $('notice').hidden")
@@ -388,6 +389,51 @@ def test_a_key_that_is_held_or_pressed_twice_is_one_vote(page):
     )
     page.wait("!busy && state.votes === 1")
     assert page.ready() != pair and page.program.votes() == [(*pair, "left")]
+
+
+def test_a_press_is_a_vote_or_seen_not_to_be_one(page):
+    page.ready()
+    page.js("""
+        window.signs = 0; window.presses = 0;
+        new MutationObserver(() => { signs += 1; }).observe($('early'), {childList: true});
+        const press = () => {
+            document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'a', bubbles: true}));
+            if (++presses % 10) setTimeout(press, 150);
+        };
+        press();
+    """)
+    page.wait("presses === 10 && !busy")
+    votes, signs = len(page.program.votes()), page.js("return signs")
+    assert votes + signs == 10 and votes >= 1
+    page.ready()
+    page.wait("$('early').hidden")
+    page.js("vote('left'); vote('left')")
+    assert page.find("#early").text == "Too quick: not counted"
+    page.wait("!busy")
+    assert len(page.program.votes()) == votes + 1
+    page.ready()
+    page.js("vote('left'); undo()")
+    assert page.find("#early").text == "Too quick: not undone"
+    page.wait("!busy && $('early').hidden")
+    assert len(page.program.votes()) == votes + 2
+
+
+def test_no_vote_on_a_pair_whose_pictures_are_not_on_the_screen_yet(page):
+    page.ready()
+    page.js("""
+        window.decode = HTMLImageElement.prototype.decode;
+        window.slow = new Promise((done) => { window.arrive = done; });
+        HTMLImageElement.prototype.decode = () => slow;
+    """)
+    page.press("a")
+    page.wait("!busy && state.votes === 1 && shown && shown.key !== sides.left.dataset.key")
+    time.sleep(0.5)
+    page.press("d")
+    assert page.find("#early").text == "Too quick: not counted"
+    assert len(page.program.votes()) == 1
+    page.js("arrive(); HTMLImageElement.prototype.decode = decode;")
+    page.vote(lambda: page.press("d"))
+    assert [answer for *_, answer in page.program.votes()] == ["left", "right"]
 
 
 def test_the_next_pair_is_there_at_once(page):
