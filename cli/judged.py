@@ -50,13 +50,10 @@ def read_part(
         ValueError: the file has no such part or voter, or is no file of comparisons.
     """
     from ..preferences.comparisons import Comparisons, read_comparisons
-    from ..preferences.votes import is_votes, read_votes
 
+    train, test = read_comparisons(path, voter)
     if voter is not None:
-        if not is_votes(path):
-            raise ValueError(f"{path} has no voters: --voter goes with a store of votes")
-        return read_votes(path, voter=voter), f"{path.name}, {voter}"
-    train, test = read_comparisons(path)
+        return train, f"{path.name}, {voter}"
     if part == "test" and test is None:
         raise ValueError(f"{path} sets no comparisons apart for testing")
     if test is None:

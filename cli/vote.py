@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..preferences.votes import Votes
 
 
+ONE_VOTER = "me"  # who votes where nobody is named
+
+
 @click.command("vote")
 @click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="FOLDER|PAIRS.csv")
 @click.option(
@@ -40,7 +43,10 @@ if TYPE_CHECKING:
     help="The file of votes. [default: one for each folder, in your data folder]",
 )
 @click.option(
-    "--voter", default="me", show_default=True, help="Whose votes; one file holds those of several."
+    "--voter",
+    default=ONE_VOTER,
+    show_default=True,
+    help="Whose votes; one file holds those of several.",
 )
 @click.option("--base", default="nano", show_default=True, help="The scorer whose head learns.")
 @click.option("--no-learning", is_flag=True, help="Only ask: nothing is learned or suggested.")
@@ -90,7 +96,7 @@ def command(
     if export:
         _export(votes, export, voter)
         return
-    train = shlex.join(["tastemaker", "train", str(path), "--base", base, "--out", "my-taste"])
+    train = _advice(votes, voter, base)
     with _learning(votes, voter, wanted.pictures, None if no_learning else base) as learner:
         booth = Booth(votes, voter, wanted.pictures, wanted.queue, learner, train)
         page = Page(path)
@@ -234,6 +240,14 @@ def _serve(booth: Booth, page: Page, port: int, no_browser: bool) -> None:
 def _open_browser(url: str) -> None:
     if not webbrowser.open(url):
         click.echo("no browser could be started: open the address yourself", err=True)
+
+
+def _advice(votes: Votes, voter: str, base: str) -> str:
+    """The command that trains on this voter's votes, who is named where others may vote as well."""
+    alone = voter == ONE_VOTER and not votes.voters().keys() - {voter}
+    whose = [] if alone else ["--voter", voter]
+    train = ["tastemaker", "train", str(votes.path), *whose]
+    return shlex.join([*train, "--base", base, "--out", "my-taste"])
 
 
 def _say_goodbye(booth: Booth) -> None:

@@ -81,6 +81,13 @@ class TrainPersonalScorer(io.ComfyNode):
                     tooltip="Replace the personal scorer of this name. Off: refuse, unless it was "
                     "made of the same comparisons and base.",
                 ),
+                io.String.Input(
+                    "voter",
+                    default="",
+                    optional=True,
+                    tooltip="Whose votes, where a store holds those of several. Empty: of the only "
+                    "one who voted.",
+                ),
             ],
             outputs=[
                 SCORER.Output(display_name="scorer", tooltip="The personal scorer."),
@@ -99,10 +106,12 @@ class TrainPersonalScorer(io.ComfyNode):
         test_fraction: float,
         overwrite: bool,
         votes: Chosen | None = None,
+        voter: str = "",
     ) -> io.NodeOutput:
         folder, source = destination(name), resolve(base)
         made = train(
             *(votes_file(votes), source, folder),
+            voter=voter.strip() or None,
             test_fraction=test_fraction,
             overwrite=overwrite or SAME,
             load=lambda images: _load(source, images),

@@ -83,11 +83,17 @@ class Comparisons:
         return Comparisons.of((same[a], same[b], p) for a, b, p in self.rows())
 
 
-def read_comparisons(path: str | Path) -> tuple[Comparisons, Comparisons | None]:
+def read_comparisons(
+    path: str | Path, voter: str | None = None
+) -> tuple[Comparisons, Comparisons | None]:
     """The comparisons of a file, and those that it sets apart for testing, or None.
 
+    Args:
+        voter: of a store of votes, whose; by default those of the only one who voted.
+
     Raises:
-        FileNotFoundError, ValueError: naming the file, and the line or entry that is wrong.
+        FileNotFoundError, ValueError: naming the file, and the line or entry that is wrong; the
+            voters of a store, where several voted and none is named.
     """
     path = Path(path)
     if path.is_dir():
@@ -100,7 +106,9 @@ def read_comparisons(path: str | Path) -> tuple[Comparisons, Comparisons | None]
     if start == b"SQLite format 3\0":
         from .votes import read_votes
 
-        train, test = read_votes(path), None
+        train, test = read_votes(path, voter=voter), None
+    elif voter is not None:
+        raise ValueError(f"{path} has no voters: --voter goes with a store of votes")
     elif path.suffix.lower() == ".json":
         train, test = _read_json(path)
     elif path.suffix.lower() == ".csv":

@@ -45,6 +45,7 @@ def train(
     base: str | os.PathLike = "nano",
     out: str | os.PathLike = "my-taste",
     *,
+    voter: str | None = None,
     test: Comparisons | None = None,
     test_fraction: float = 0.1,
     name: str | None = None,
@@ -63,6 +64,7 @@ def train(
     Args:
         comparisons: or a file of them: JSON, CSV, or a store of votes.
         base: a scorer with an embedding: a name, a folder or a hub id.
+        voter: of a store of votes, whose; needed where it holds those of several.
         test: comparisons to hold out; by default the file's own, else `test_fraction` of all.
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
@@ -80,7 +82,7 @@ def train(
     folder = Path(out).absolute()
     check_base(base)
     _check_free(folder, overwrite)
-    kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed)
+    kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed, voter)
     images = [*kept.images, *(held.images if held else ())]
     scorer = load(images) if load else load_scorer(base, device=device)
     require_features(scorer)
@@ -155,6 +157,7 @@ def prepared(
     test: Comparisons | None,
     test_fraction: float,
     seed: int,
+    voter: str | None = None,
 ) -> tuple[Comparisons, Comparisons | None, int, list[str]]:
     """What to train on, what to hold out, how many were left out between them, and what was noticed.
 
@@ -165,7 +168,7 @@ def prepared(
     if not isinstance(comparisons, Comparisons):
         with warnings.catch_warnings(record=True) as said:  # of pictures that are gone
             warnings.simplefilter("always")
-            comparisons, own = read_comparisons(Path(comparisons))
+            comparisons, own = read_comparisons(Path(comparisons), voter)
         lines += [str(warning.message) for warning in said]
         test = own if test is None else test
     found = problems(comparisons, test)

@@ -231,11 +231,11 @@ def read_votes(
     Args:
         path: a file of votes.
         folder: where the pictures are now; by default where they were last.
-        voter: whose votes; by default everybody's.
+        voter: whose votes; by default those of the only one who voted.
 
     Raises:
-        FileNotFoundError, ValueError: as `Votes`; ValueError also if that voter has no votes, or
-            none of the pictures is found.
+        FileNotFoundError, ValueError: as `Votes`; ValueError also if that voter has no votes, if
+            several voted and none is named, or if none of the pictures is found.
     """
     from .comparisons import Comparisons
 
@@ -244,6 +244,7 @@ def read_votes(
     if not votes:
         known = ", ".join(store.voters()) or "nobody yet"
         raise ValueError(f"no votes{f' of {voter}' if voter else ''} in {path} (votes of: {known})")
+    _check_one(votes, path)
     where = store.find()
     kept = [vote for vote in votes if vote.left in where and vote.right in where]
     _tell_lost(store, votes, kept, where)
@@ -260,6 +261,14 @@ def is_votes(path: str | os.PathLike) -> bool:
             return db.execute("PRAGMA application_id").fetchone()[0] == file.APPLICATION_ID
     except sqlite3.DatabaseError:
         return False
+
+
+def _check_one(votes: list[Vote], path: str | os.PathLike) -> None:
+    """ValueError if they are of several voters: two tastes do not make one."""
+    counts = Counter(vote.voter for vote in votes)
+    if len(counts) > 1:
+        listed = ", ".join(f"{voter} ({count})" for voter, count in counts.items())
+        raise ValueError(f"{path} holds votes of several: {listed}; name one, --voter NAME")
 
 
 def _tell_lost(store: Votes, votes: list[Vote], kept: list[Vote], where: dict) -> None:
