@@ -96,16 +96,16 @@ def _farthest(
     size = len(x) if group is None else len(group)
     nearest = torch.full((size,), torch.inf)  # squared distance to the nearest chosen
     found = torch.empty(0, dtype=torch.int64)  # positions in the group
-    centres = _rows(x, chosen)
+    centres = rows_of(x, chosen)
     if not len(chosen):
         found = torch.randint(size, (1,), generator=generator)
-        centres = _rows(x, found if group is None else group[found])
+        centres = rows_of(x, found if group is None else group[found])
         nearest[found] = -1  # below any distance: not to be chosen again
     while len(found) < count:
         _approach(x, group, centres, nearest)
         candidates = nearest.topk(min(SHORTLIST, size)).indices
         fresh, centres = _greedy(
-            _rows(x, candidates if group is None else group[candidates]),
+            rows_of(x, candidates if group is None else group[candidates]),
             nearest[candidates],
             count - len(found),
             whole=len(candidates) == size,
@@ -144,7 +144,7 @@ def _approach(x: Embeddings, group: Tensor | None, centres: Tensor, nearest: Ten
     size = len(nearest)
     for start in range(0, size if len(centres) else 0, BLOCK):
         part = slice(start, min(start + BLOCK, size))
-        rows = _rows(x, part if group is None else group[part])
+        rows = rows_of(x, part if group is None else group[part])
         far = torch.addmm(squares[None], rows, centres.T, alpha=-2).amin(1)  # [block]
         far += rows.square().sum(1)
         taken = nearest[part] < 0
@@ -159,7 +159,7 @@ def _check(x: Embeddings, count: int) -> None:
         raise ValueError(f"cannot choose {count} of {len(x)} images")
 
 
-def _rows(x: Embeddings, index: Tensor | slice) -> Tensor:
+def rows_of(x: Embeddings, index: Tensor | slice) -> Tensor:
     """float32 rows of the embeddings."""
     if isinstance(x, Tensor):
         rows = x[index].float().cpu()

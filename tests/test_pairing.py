@@ -100,3 +100,43 @@ def test_random_pairs_need_no_scikit_learn_and_near_ones_say_so(monkeypatch):
     assert len(fixed_k_pairs(embeddings(9), 2, 1.0).pairs) == 9
     with pytest.raises(ImportError, match=r"tastemaker\[train\]"):
         fixed_k_pairs(embeddings(9), 2, 0.5)
+
+
+def one_by_one(pairs, capacity) -> list[bool]:
+    """The definition: each pair in turn, if both still have room."""
+    room, taken = list(capacity), []
+    for a, b in pairs:
+        taken.append(bool(room[a] and room[b]))
+        if taken[-1]:
+            room[a], room[b] = room[a] - 1, room[b] - 1
+    return taken
+
+
+@given(st.integers(2, 20), st.data())
+def test_the_pairs_taken_at_once_are_those_taken_one_by_one(n, data):
+    everyone = [(a, b) for a in range(n) for b in range(a)]
+    pairs = data.draw(st.permutations(everyone))[: data.draw(st.integers(0, len(everyone)))]
+    capacity = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
+    found = pairing.greedy(np.array(pairs, np.int64).reshape(-1, 2), np.array(capacity))
+    assert found.tolist() == one_by_one(pairs, capacity)
+
+
+@given(sizes(), st.integers(0, 100))
+def test_cells_change_nothing_that_is_promised(size, seed):
+    n, k = size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairing, "CELL", 5)
+        pairs = fixed_k_pairs(embeddings(n, seed), k, 0.2, seed=seed).pairs
+    degrees = torch.bincount(pairs.flatten(), minlength=n)
+    assert sorted((k - degrees).tolist()) == [0] * (n - n * k % 2) + [1] * (n * k % 2)
+    assert len({frozenset(pair) for pair in pairs.tolist()}) == len(pairs)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("cell", [5, 100])
+def test_values_that_are_not_finite_are_refused_in_one_line(monkeypatch, bad, cell):
+    monkeypatch.setattr(pairing, "CELL", cell)
+    x = embeddings(30)
+    x[17, 1] = bad
+    with pytest.raises(ValueError, match=r"^embeddings must be finite$"):
+        fixed_k_pairs(x, 2, 0.5)
