@@ -65,6 +65,14 @@ TABLES = {"weighted": "as if the pairs had been drawn at random"}
     metavar="SCORER",
     help="Metrics by the distance of the two images in this scorer's embedding.",
 )
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    callback=lambda _, option, given: [_condition(each, option) for each in given],
+    help="Of ratings: only these rows, such as set=test. Repeat it for more columns, or for more "
+    "values of one.",
+)
 @click.option("--image-column", help="Of ratings. [default: the usual names]")
 @click.option("--score-column", help="Of ratings. [default: the usual names]")
 @click.option(
@@ -93,7 +101,7 @@ def command(
 
     The file is one of comparisons (JSON, a CSV of left,right,p, or a store of votes): accuracy,
     calibration and ranking. Or it is a CSV of mean opinion scores, such as KonIQ-10k's: SRCC, PLCC,
-    KRCC, RMSE. Scores are kept in the journal: an interrupted run goes on where it was.
+    KRCC, RMSE; with --where set=test of its test part alone. Scores are kept in the journal: an interrupted run goes on where it was.
     """
     from .evaluating import add_robustness, on_comparisons, on_ratings
     from .judged import is_comparisons
@@ -111,10 +119,17 @@ def command(
         _write(plots, found.plots, as_json)
 
 
+def _condition(text: str, option: click.Parameter) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals or not column.strip():
+        raise click.BadParameter(f"{text!r} is not COLUMN=VALUE, such as set=test", param=option)
+    return column.strip(), value.strip()
+
+
 def _how(given: dict[str, Any]) -> How:
     from .evaluating import How
 
-    names = ("image_column", "score_column", "root", "lower_is_better")
+    names = ("image_column", "score_column", "root", "lower_is_better", "where")
     columns = {name: given[name] for name in names}
     bootstrap = {"rounds": given["rounds"], "seed": given["seed"]}
     own = {name: given[name] for name in How._fields if name in given}
@@ -124,9 +139,9 @@ def _how(given: dict[str, Any]) -> How:
 def _check(given: dict[str, Any], pairs: bool) -> None:
     """Raises click.UsageError for options that go with the other kind of file."""
     of_pairs = ("part", "unseen", "voter", "tau", "calibration", "distance_by")
-    of_ratings = ("image_column", "score_column", "root", "lower_is_better")
+    of_ratings = ("image_column", "score_column", "root", "lower_is_better", "where")
     for name in of_ratings if pairs else of_pairs:
-        if given[name] not in (None, False):
+        if given[name] not in (None, False, []):
             kind = "ratings, not comparisons" if pairs else "comparisons, not ratings"
             raise click.UsageError(f"--{name.replace('_', '-')} goes with a file of {kind}")
 

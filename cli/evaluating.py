@@ -89,10 +89,16 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     """A scorer on a file of mean opinion scores."""
     from ..preferences.evaluation import evaluate_ratings
     from ..preferences.plots import ratings_plot
-    from ..preferences.ratings import read_ratings
+    from ..preferences.ratings import read_ratings, told
     from .judged import scores_of_images
 
     ratings = read_ratings(file, **how.columns)
+    for name, parts in ratings.splits.items():
+        click.echo(
+            f"Warning: {file.name} has a column {name}, {told(parts)}, and all of it is taken: "
+            f"what a scorer was trained on flatters it; --where {name}=... takes a part",
+            err=True,
+        )
     trained = _trained_on(ratings.images, options)
     if trained:
         _warn(len(trained), f"of {len(ratings.images)} images are those that", options)
@@ -104,10 +110,15 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
         f"{_named(scores)} on {file.name}: {len(found.scores)} images, "
         f"{ratings.rows} ratings ({column} of {image})"
     ]
+    where = how.columns["where"]
+    if where:
+        asked = ", ".join(f"{name}={value}" for name, value in where)
+        lines.append(f"selected: {asked}; {ratings.left_out} other rows are left out")
     if found.left_out:
         lines.append(f"left out: {found.left_out} images without a score")
     details = {
         **{"images": len(found.scores), "ratings": ratings.rows, "left_out": found.left_out},
+        **{"where": where, "rows_left_out": ratings.left_out},
         **{"columns": ratings.columns, "logistic": found.curve, "trained_on": len(trained)},
     }
     plot = ratings_plot(found.scores, found.values, found.curve, scores.name, column)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ IMAGE_COLUMNS = (
     *("image", "imagename", "distimg", "imagepath", "img", "imgname", "name", "filename", "file"),
     *("path", "imageid"),
 )
+SPLIT_COLUMNS = ("set", "split", "subset", "partition")  # KonIQ-10k: set is training, test...
 SCORE_COLUMNS = ("score", "mos", "mosquality", "dmos", "rating", "meanscore", "meanopinionscore")
+
+Row = tuple[int, list[str]]  # the number of its line, its cells
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,16 @@ class Ratings:
         values: [N] float64, higher is better; the mean where an image has several rows.
         rows: how many ratings were read.
         columns: the names of the columns that they are from: image, score.
+        left_out: how many rows were not asked for.
+        splits: where all were taken: columns that look like a split, each value's rows.
     """
 
     images: tuple[Path, ...]
     values: np.ndarray
     rows: int
     columns: tuple[str, str]
+    left_out: int = 0
+    splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def read_ratings(
@@ -53,6 +61,7 @@ def read_ratings(
     image_column: str | None = None,
     score_column: str | None = None,
     lower_is_better: bool = False,
+    where: Sequence[tuple[str, str]] = (),
 ) -> Ratings:
     """The ratings of a CSV with a header; commas, semicolons or tabs part its cells.
 
@@ -60,23 +69,27 @@ def read_ratings(
         root: the folder that the paths are relative to; by default the file's own.
         image_column, score_column: by default the first of the usual names (above) that there is.
         lower_is_better: turns the ratings round, for difference scores such as LIVE's DMOS.
+        where: (column, value) of the rows to take, such as ("set", "test"), exactly so written; of
+            several columns all must fit, of several values of one column any.
 
     Raises:
         FileNotFoundError: no such file, or not one of the images is there.
-        ValueError: naming the file, and its columns or the line that has no rating.
+        ValueError: naming the file, and its columns, the values that `where` could have named, or
+            the line that has no rating.
     """
     path = Path(path)
-    rows, header, decimal_comma = _read(path)
+    every, header, decimal_comma = _read(path)
+    rows = _selected(path, every, header, where) if where else every
     image = _column(path, header, image_column, IMAGE_COLUMNS, "image")
     score = _column(path, header, score_column, SCORE_COLUMNS, "score")
     folder = Path(os.path.abspath(path.parent if root is None else root))
     found: dict[Path, list[float]] = {}
     for number, cells in rows:
-        where = f"line {number} of {path}"
+        line = f"line {number} of {path}"
         if len(cells) <= max(image, score) or not cells[image].strip():
-            raise ValueError(f"{where} has no {header[image]} and {header[score]}")
+            raise ValueError(f"{line} has no {header[image]} and {header[score]}")
         text = cells[score].strip().replace(",", ".") if decimal_comma else cells[score]
-        value = _number(text, where, header[score])
+        value = _number(text, line, header[score])
         name = Path(os.path.abspath(folder / cells[image].strip()))
         found.setdefault(name, []).append(-value if lower_is_better else value)
     if not found:
@@ -87,7 +100,12 @@ def read_ratings(
         )
     values = np.array([np.mean(each) for each in found.values()])
     return Ratings(
-        tuple(found), values, sum(map(len, found.values())), (header[image], header[score])
+        images=tuple(found),
+        values=values,
+        rows=len(rows),
+        columns=(header[image], header[score]),
+        left_out=len(every) - len(rows),
+        splits={} if where else _splits(rows, header),
     )
 
 
@@ -175,7 +193,52 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _read(path: Path) -> tuple[list[tuple[int, list[str]]], list[str], bool]:
+def told(values: Mapping[str, int], most: int = 8) -> str:
+    """ "test (2015), training (7058)...", the most frequent first."""
+    common = sorted(values.items(), key=lambda each: (-each[1], each[0]))
+    listed = ", ".join(f"{value[:40] or 'nothing'} ({count})" for value, count in common[:most])
+    return listed + (f" and {len(common) - most} others" if len(common) > most else "")
+
+
+def _selected(
+    path: Path, rows: list[Row], header: list[str], where: Sequence[tuple[str, str]]
+) -> list[Row]:
+    """The rows that have one of the wanted values in each of the columns."""
+    wanted: dict[str, list[str]] = {}
+    for column, value in where:
+        wanted.setdefault(column, []).append(value)
+    at = {column: _column(path, header, column, (), "") for column in wanted}
+    kept = [
+        row
+        for row in rows
+        if all(_cell(row, at[name]) in values for name, values in wanted.items())
+    ]
+    if not kept:
+        asked = ", ".join(f"{name}={' or '.join(values)}" for name, values in wanted.items())
+        there = "; ".join(f"{name} is {told(_values(rows, at[name]))}" for name in wanted)
+        raise ValueError(f"no row of {path} has {asked}" + (f": {there}" if rows else ""))
+    return kept
+
+
+def _splits(rows: list[Row], header: list[str]) -> dict[str, Counter[str]]:
+    """What looks like a split into parts, of which only some are for testing."""
+    plain = [cell.lower() for cell in header]
+    found = {
+        header[plain.index(name)]: plain.index(name) for name in SPLIT_COLUMNS if name in plain
+    }
+    values = {name: _values(rows, column) for name, column in found.items()}
+    return {name: counts for name, counts in values.items() if 1 < len(counts) <= 20}
+
+
+def _values(rows: list[Row], column: int) -> Counter[str]:
+    return Counter(_cell(row, column) for row in rows)
+
+
+def _cell(row: Row, column: int) -> str:
+    return row[1][column].strip() if column < len(row[1]) else ""
+
+
+def _read(path: Path) -> tuple[list[Row], list[str], bool]:
     """Numbered lines, the header, and whether numbers have a decimal comma."""
     with open(path, "rb") as file:
         start = file.read(4)
@@ -190,7 +253,7 @@ def _read(path: Path) -> tuple[list[tuple[int, list[str]]], list[str], bool]:
             header = [cell.strip() for cell in next(lines, [])]
             rows = [(lines.line_num, cells) for cells in lines if cells]
         except csv.Error as error:
-            raise ValueError(f"not CSV: {path} ({error})") from None
+            raise ValueError(f"line {lines.line_num} of {path} is not CSV: {error}") from None
     return rows, header, delimiter != ","
 
 
@@ -211,11 +274,11 @@ def _column(
     )
 
 
-def _number(text: str, where: str, column: str) -> float:
+def _number(text: str, line: str, column: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where}: {column} must be a number, got {text!r}")
+        raise ValueError(f"{line}: {column} must be a number, got {text!r}")
     return value

@@ -145,6 +145,50 @@ def test_a_table_of_ratings(run, tmp_path):
     assert run(*args, "--lower-is-better", "--json").stdout != run(*args, "--json").stdout
 
 
+def parts(folder: Path) -> tuple[Path, list[Path]]:
+    """Ten pictures whose ratings are right in the test part alone, as KonIQ-10k's file has it."""
+    paths = greys(folder / "in", 10)
+    right = [i < 6 for i in range(10)]
+    lines = [
+        f"{path.name},{i if ok else -i},{'test' if ok else 'training'}"
+        for i, (path, ok) in enumerate(zip(paths, right, strict=True))
+    ]
+    (folder / "r.csv").write_text("\n".join(["image_name,MOS,set", *lines]))
+    return folder / "r.csv", paths
+
+
+def test_a_part_of_the_ratings(run, tmp_path):
+    file, paths = parts(tmp_path)
+    journal = tmp_path / "j.sqlite"
+    args = ("evaluate", "nano", file, "--root", tmp_path / "in", "--journal", journal)
+    result = run(*args, "--where", "set=test")
+    assert "6 images, 6 ratings (MOS of image_name)" in result.stdout and not result.stderr
+    assert "selected: set=test; 4 other rows are left out" in result.stdout
+    with Journal(journal) as kept:
+        assert {row.path for row in kept.all_rows()} == set(paths[:6])
+
+    def srcc(part):
+        found = json.loads(run(*args, "--json", "--where", f"set={part}").stdout)
+        return found["metrics"]["srcc"]["value"], found["images"], found["rows_left_out"]
+
+    # One journal for both parts: the scores of other pictures are in neither's numbers.
+    assert srcc("test") == (pytest.approx(1), 6, 4)
+    assert srcc("training") == (pytest.approx(-1), 4, 6)
+    assert srcc("test") == (pytest.approx(1), 6, 4)
+
+
+def test_a_split_that_nobody_chose_from_is_told(run, tmp_path):
+    file, _ = parts(tmp_path)
+    args = ("evaluate", "nano", file, "--root", tmp_path / "in")
+    (warning,) = run(*args).stderr.splitlines()
+    assert "r.csv has a column set, test (6), training (4), and all of it is taken" in warning
+    assert "set is test (6), training (4)" in run.error(*args, "--where", "set=tests")
+    assert "no column 'part' (columns: image_name, MOS, set)" in run.error(
+        *args, "--where", "part=x"
+    )
+    assert "'test' is not COLUMN=VALUE" in run.usage_error(*args, "--where", "test")
+
+
 def test_columns_that_nobody_knows_are_listed(run, tmp_path):
     greys(tmp_path, 2)
     (tmp_path / "r.csv").write_text("picture,quality\n00.png,1\n01.png,2\n")
@@ -259,6 +303,7 @@ def test_options_of_the_other_kind_are_refused(run, tmp_path):
         ("evaluate", "nano", tmp_path / "r.csv"),
     )
     assert "--root goes with a file of ratings" in run.usage_error(*pairs, "--root", tmp_path)
+    assert "--where goes with a file of ratings" in run.usage_error(*pairs, "--where", "a=b")
     assert "--tau goes with a file of comparisons" in run.usage_error(*ratings, "--tau", 1)
     assert "--part goes with a file of comp" in run.usage_error(*ratings, "--part", "all")
     both = ("--tau", 1, "--calibration", tmp_path / "r.csv")

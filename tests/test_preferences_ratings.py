@@ -225,3 +225,68 @@ def test_a_spreadsheet_is_to_be_exported(tmp_path):
         (tmp_path / "a.xlsx").write_bytes(start + b"\0" * 99)
         with pytest.raises(ValueError, match="is a spreadsheet: save it as CSV first"):
             read_ratings(tmp_path / "a.xlsx")
+
+
+# Parts of a file
+
+PARTS = """image_name,MOS,set,scene
+a.png,1,training,in
+b.png,2,test,in
+c.png,3,test,out
+d.png,,validation,out
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ([("set", "test")], "bc"),
+        ([("set", "test"), ("scene", "out")], "c"),
+        ([("set", "training"), ("set", "test")], "abc"),
+    ],
+)
+def test_only_the_rows_that_are_asked_for(tmp_path, where, names):
+    found = read_ratings(table(tmp_path, PARTS), where=where)  # d has no rating: nobody asked
+    assert [path.stem for path in found.images] == list(names)
+    assert found.rows == len(names) and found.left_out == 4 - len(names) and not found.splits
+
+
+@given(st.lists(st.sampled_from(["test", "training", "Test", " test", ""]), min_size=1))
+def test_parts_are_exact_and_add_up(tmp_path_factory, parts):
+    folder = tmp_path_factory.mktemp("parts")
+    lines = [f"{i}.png,{i},{part}" for i, part in enumerate(parts)]
+    path = table(folder, "\n".join(["image,score,set", *lines]))
+    (folder / "0.png").touch()
+    for i in range(len(parts)):
+        (folder / f"{i}.png").touch()
+    rows = 0
+    for value in {part.strip() for part in parts}:
+        found = read_ratings(path, where=[("set", value)])
+        assert {parts[int(image.stem)].strip() for image in found.images} == {value}
+        assert found.rows + found.left_out == len(parts)
+        rows += found.rows
+    assert rows == len(parts)
+
+
+def test_a_part_that_is_not_there_names_those_that_are(tmp_path):
+    path = table(tmp_path, PARTS)
+    with pytest.raises(ValueError, match=r"no column 'Set' \(columns: image_name, MOS, set, scene"):
+        read_ratings(path, where=[("Set", "test")])
+    told = r"has set=TEST: set is test \(2\), training \(1\), validation \(1\)$"
+    with pytest.raises(ValueError, match=told):
+        read_ratings(path, where=[("set", "TEST")])
+    with pytest.raises(ValueError, match="has set=training, scene=out: set is .*; scene is in"):
+        read_ratings(path, where=[("set", "training"), ("scene", "out")])
+
+
+def test_what_looks_like_a_split_is_noticed(tmp_path):
+    path = table(tmp_path, "image,score,Split,name\na.png,1,train,x\nb.png,2,test,y\n")
+    assert read_ratings(path).splits == {"Split": {"train": 1, "test": 1}}
+    for text in ("image,score,split\na.png,1,x\nb.png,2,x\n", "image,score\na.png,1\nb.png,2\n"):
+        assert not read_ratings(table(tmp_path, text)).splits
+
+
+def test_a_cell_without_end_is_said(tmp_path):
+    path = table(tmp_path, f"image,score\na.png,1\n{'b' * 140_000},2\n")
+    with pytest.raises(ValueError, match=r"^line 3 of .*ratings.csv is not CSV: field larger"):
+        read_ratings(path)
