@@ -77,7 +77,7 @@ def suggest_pairs(
     if x.ndim != 2 or x.shape[1:] != known.mean.shape:
         raise ValueError(f"features must be [N, {len(known.mean)}], got {list(x.shape)}")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(x), generator=generator)[: max(images, 4 * count)]
+    drawn = _draw(len(x), max(images, 4 * count), generator)
     features = x[drawn].double()
     score = features @ known.mean  # [M]
     trust = linearity(features)
@@ -104,11 +104,27 @@ def suggest_for(
     count: int,
     seed: int = 0,
 ) -> Tensor:
-    """`suggest_pairs` for a taste that was fitted to `pairs` [P, 2] of these N images."""
-    x = taste.view(embeddings, scores)
+    """`suggest_pairs` for a taste that was fitted to `pairs` [P, 2] of these N images.
+
+    Only the images that are drawn, and those compared, are looked at: time hardly depends on N.
+    """
+    drawn = _draw(len(embeddings), max(IMAGES, 4 * count), torch.Generator().manual_seed(seed))
+    compared, places = pairs.unique(return_inverse=True)
+
+    def seen(rows: Tensor) -> Tensor:
+        return taste.view(embeddings[rows], None if scores is None else scores[rows])
+
+    x = seen(compared)
     penalty = min(taste.chosen.penalty, MOST)
-    known = posterior(x[pairs[:, 0]] - x[pairs[:, 1]], taste.w, penalty)
-    return suggest_pairs(x, known, count, compared=pairs, seed=seed)
+    known = posterior(x[places[:, 0]] - x[places[:, 1]], taste.w, penalty)
+    place = torch.full((len(embeddings),), -1)
+    place[drawn] = torch.arange(len(drawn))
+    among = place[pairs]
+    among = among[(among >= 0).all(1)]
+    found = suggest_pairs(
+        seen(drawn), known, count, compared=among, images=len(drawn), seed=seed + 1
+    )
+    return drawn[found]
 
 
 def linearity(features: Tensor) -> Tensor:
@@ -159,6 +175,11 @@ def observed(score: Tensor, covariance: Tensor, i: int, j: int, trust: Tensor) -
     variance = along[i] - along[j]
     weight = trust[i, j] * vote_precision(score[i] - score[j], variance)
     return covariance - torch.outer(along, along) * (weight / (1 + weight * variance))
+
+
+def _draw(n: int, most: int, generator: torch.Generator) -> Tensor:
+    """Which of n images are considered, each at most once."""
+    return torch.randperm(n, generator=generator)[:most]
 
 
 def _of_pairs(matrix: Tensor) -> Tensor:

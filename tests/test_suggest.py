@@ -11,6 +11,7 @@ from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import fit_head
 from tastemaker.preferences.suggest import (
     CURVED,
+    IMAGES,
     information,
     linearity,
     observed,
@@ -179,3 +180,30 @@ def test_suggestions_for_a_taste_that_was_fitted(penalty, based):
     shown = taste.view(x, scores) @ taste.w  # the same judgement, but for a constant
     apart = taste(x, scores) - shown
     assert (apart - apart[0]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("based", [True, False])
+def test_of_many_images_only_those_drawn_or_compared_are_looked_at(based):
+    """And they give what they would give if the rest were projected too."""
+    x = features(3 * IMAGES)
+    scores = x[:, 0] if based else None
+    pairs = torch.tensor([[7 * i, 9 * i + 1] for i in range(40)])
+    comparisons = Comparisons(tuple(range(len(x))), pairs, torch.ones(40).double())
+    taste = fit_taste(x, scores, comparisons, penalties=[0.01])
+    found = suggest_for(taste, x, scores, pairs, 6, seed=3)
+    assert not set(pairs_of(found)) & set(pairs_of(pairs))
+
+    drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))[:IMAGES]
+    shown = taste.view(x, scores)
+    known = posterior(shown[pairs[:, 0]] - shown[pairs[:, 1]], taste.w, 0.01)
+    place = {image: i for i, image in enumerate(drawn.tolist())}
+    both = [[place[i], place[j]] for i, j in pairs.tolist() if i in place and j in place]
+    compared = torch.tensor(both, dtype=torch.int64).view(-1, 2)
+    of_drawn = suggest_pairs(shown[drawn], known, 6, compared=compared, seed=4)
+    assert torch.equal(found, drawn[of_drawn])
+
+    other = torch.ones(len(x), dtype=torch.bool)
+    other[drawn] = other[pairs.flatten()] = False
+    unseen = x.masked_fill(other[:, None], math.nan)
+    assert other.any()
+    assert torch.equal(suggest_for(taste, unseen, scores, pairs, 6, seed=3), found)
