@@ -7,9 +7,10 @@ suggested for being hard to guess; nor do ties.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +25,9 @@ CHUNK = 8  # pictures embedded at a time; between them, new votes are learned fr
 REPLAY = 10  # of earlier votes, a tenth more is guessed by each fit
 WINDOW = 30  # votes behind each point of the curve
 POINTS = 40  # of the curve
+PAUSED = "Something went wrong: the next vote tries again. No vote is lost; the terminal says more."
+
+log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -35,7 +39,10 @@ class Model(Protocol):
         """[N, D]. OSError or ValueError for a picture that cannot be opened."""
 
     def fit(self, x: Tensor, pairs: Tensor, p: Tensor) -> Tensor:
-        """The weight [D] that predicts p [P] of pairs [P, 2] of the pictures with features x [N, D]."""
+        """The weight [D] that predicts p [P] of pairs [P, 2] of the pictures with features x [N, D].
+
+        All N were voted on; x is float32.
+        """
 
     def suggest(self, x: Tensor, pairs: Tensor, p: Tensor, w: Tensor) -> list[tuple[int, int]]:
         """Informative pairs of the N pictures, the best first, after a fit that gave w."""
@@ -48,8 +55,29 @@ class Guess(NamedTuple):
     base: float
 
 
+class Features:
+    """What is known of pictures, each once: as many rows as there may be are set aside, and filled."""
+
+    def __init__(self, most: int):
+        self.row: dict[Path, int] = {}
+        self._most, self._rows = most, torch.empty(0, 0)
+
+    @property
+    def x(self) -> Tensor:
+        """[N, D] float32 of those that are known, in the order in which they came; no copy."""
+        return self._rows[: len(self.row)]
+
+    def add(self, paths: Sequence[Path], x: Tensor) -> None:
+        """x [N, D] of N new paths."""
+        if not self.row:
+            self._rows = torch.empty(self._most, x.shape[1])
+        first = len(self.row)
+        self._rows[first : first + len(x)] = x.cpu()
+        self.row.update({path: first + i for i, path in enumerate(paths)})
+
+
 class Learner:
-    """A background thread; whatever goes wrong in it is told by `progress`, and stops no vote.
+    """A background thread. What goes wrong in it is told, stops no vote, and is tried again with the next.
 
     Args:
         load: loads the model, in the thread.
@@ -64,14 +92,18 @@ class Learner:
         name: str,
     ):
         self._store, self._voter, self._load, self._name = store, voter, load, name
+        self._model: Model | None = None
         self._waiting = dict.fromkeys(pictures)  # not embedded yet, in order
-        self._x: dict[Path, Tensor] = {}  # features [D]; a picture that cannot be opened has none
+        self._resting: set[Path] = set()  # of these, what failed: not tried before the next vote
+        self._total = len(self._waiting)
+        self._features = Features(self._total)  # a picture that cannot be opened has none
         self._guesses: dict[str, Guess] = {}  # by the votes' keys
         self._fitted: tuple[str, ...] | None = None  # the keys of what was learned from
         self._suggestions: list[tuple[Path, Path]] = []
-        self._total = len(self._waiting)
         self._measured = measure([], {})
-        self._doing, self._error = "loading the scorer", ""
+        self._doing = "loading the scorer"
+        self._wrong: set[str] = set()  # what failed when it was last tried
+        self._logged = ""
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="tastemaker-learner", daemon=True)
 
@@ -90,7 +122,8 @@ class Learner:
 
     def progress(self) -> dict[str, Any]:
         """For the page: `measure`'s values, what is being done, and what went wrong."""
-        about = {"doing": self._doing, "error": self._error, "name": self._name}
+        error = PAUSED if self._wrong else ""
+        about = {"doing": self._doing, "error": error, "name": self._name}
         return self._measured | about
 
     def suggest(self, taken: Collection[Pair], seed: int) -> tuple[Path, Path] | None:
@@ -100,40 +133,88 @@ class Learner:
     # ---- the thread
 
     def _run(self) -> None:
-        try:
-            model = self._load()
-            while not self._stopped.is_set():
+        while not self._stopped.is_set():
+            if self._wake.is_set():
                 self._wake.clear()  # first: a vote that comes from here on wakes it again
-                votes = self._votes()
-                voted = dict.fromkeys(p for p in self._pictures(votes) if p in self._waiting)
-                if voted:
-                    self._embed(model, list(voted)[:CHUNK])
-                elif tuple(vote.key for vote in votes) != self._fitted:
-                    self._learn(model, votes)
-                elif self._waiting:
-                    self._embed(model, list(self._waiting)[:CHUNK])
-                else:
-                    self._wake.wait()
-        except Exception as error:  # votes go on without it
-            self._doing, self._error = "", " ".join(str(error).split()) or type(error).__name__
+                self._try_again()
+            if not self._attempt("step", self._step):
+                self._wake.wait()
 
-    def _embed(self, model: Model, paths: Sequence[Path]) -> None:
-        for path in paths:
-            del self._waiting[path]
+    def _step(self) -> bool:
+        """The most urgent thing, if there is any: a short one, so that no vote waits for long."""
+        if self._model is None:
+            self._model = self._load()
+        votes = self._votes()
+        keys = tuple(vote.key for vote in votes)
+        due = (path for path in self._waiting if path not in self._resting)
+        voted = [path for path in dict.fromkeys(self._pictures(votes)) if self._is_due(path)]
+        if voted:
+            self._attempt("embed", lambda: self._embed(voted[:CHUNK]))
+        elif keys != self._fitted:
+            self._fitted = keys
+            self._attempt("learn", lambda: self._learn(votes))
+        elif chunk := list(islice(due, CHUNK)):
+            self._attempt("embed", lambda: self._embed(chunk))
+        else:
+            return False
+        return True
+
+    def _is_due(self, path: Path) -> bool:
+        return path in self._waiting and path not in self._resting
+
+    def _attempt(self, name: str, act: Callable[[], Any]) -> Any:
+        """The page says that something is wrong, the log what; once, if it is the same again."""
         try:
-            self._x.update(zip(paths, model.embed(paths).double().cpu(), strict=True))
-        except (OSError, ValueError):
-            for path in paths:  # one of them cannot be opened, of which the page tells
-                with suppress(OSError, ValueError):
-                    self._x[path] = model.embed([path])[0].double().cpu()
+            found = act()
+        except Exception as error:  # votes go on without it
+            self._wrong.add(name)
+            what = f"{type(error).__name__}: {error}"
+            if what != self._logged:
+                log.warning("learning from votes failed, the next one tries again", exc_info=error)
+            self._doing, self._logged = "", what
+            return None
+        self._wrong.discard(name)
+        return found
+
+    def _try_again(self) -> None:
+        self._resting.clear()
+        if self._wrong:
+            self._fitted = None
+
+    def _embed(self, paths: list[Path]) -> None:
+        try:
+            self._add(paths, self._model.embed(paths))
+        except Exception as error:
+            self._embed_each(paths, error)
         done = self._total - len(self._waiting)
-        self._doing = f"looking at the pictures: {done} of {self._total}" if self._waiting else ""
+        more = any(map(self._is_due, self._waiting))
+        self._doing = f"looking at the pictures: {done} of {self._total}" if more else ""
         if not self._waiting:
             self._fitted = None  # suggestions from all pictures
 
-    def _learn(self, model: Model, votes: Sequence[Vote]) -> None:
+    def _embed_each(self, paths: list[Path], error: Exception) -> None:
+        """Raises the error where none can be embedded, for then it is not the pictures' fault."""
+        failed = []
+        for path in paths:
+            try:
+                self._add([path], self._model.embed([path]))
+            except (OSError, ValueError):  # it cannot be opened, of which the page tells
+                del self._waiting[path]
+            except Exception:
+                failed.append(path)
+        self._resting.update(self._waiting if len(failed) == len(paths) else failed)
+        if len(failed) == len(paths):
+            raise error
+
+    def _add(self, paths: list[Path], x: Tensor) -> None:
+        self._features.add(paths, x)
+        for path in paths:
+            del self._waiting[path]
+
+    def _learn(self, votes: list[Vote]) -> None:
         """Guesses the votes that are new, then learns from them; block by block after a restart."""
-        usable = [v for v in votes if all(path in self._x for path in self._pictures([v]))]
+        model, known = self._model, self._features.row
+        usable = [v for v in votes if all(path in known for path in self._pictures([v]))]
         old = [vote for vote in usable if vote.key in self._guesses]
         new = [vote for vote in usable if vote.key not in self._guesses]
         w = self._fit(model, old)
@@ -143,36 +224,36 @@ class Learner:
             old, new = old + block, new[len(block) :]
             w = self._fit(model, old)
         self._measured = measure(old, self._guesses)
-        self._fitted = tuple(vote.key for vote in votes)
         self._suggestions = self._informative(model, old, w)
 
     def _guess(self, votes: Sequence[Vote], w: Tensor, w0: Tensor) -> None:
-        x, pairs, _ = self._table(votes)
-        difference = x[pairs[:, 0]] - x[pairs[:, 1]]  # [P, D]
+        left, right = self._features.x[self._rows(votes)].double().unbind(1)
+        difference = left - right  # [P, D]
         guesses = zip((difference @ w).tolist(), (difference @ w0).tolist(), strict=True)
         for vote, guess in zip(votes, guesses, strict=True):
             self._guesses[vote.key] = Guess(*guess)
 
     def _fit(self, model: Model, votes: Sequence[Vote]) -> Tensor:
-        return (model.fit(*self._table(votes)) if votes else model.w0).double()
+        if not votes:
+            return model.w0.double()
+        rows = self._rows(votes).flatten().tolist()
+        place = {row: i for i, row in enumerate(dict.fromkeys(rows))}  # as they were voted on
+        pairs = torch.tensor([place[row] for row in rows]).view(-1, 2)
+        return model.fit(self._features.x[list(place)], pairs, _probabilities(votes)).double()
 
     def _informative(
         self, model: Model, votes: Sequence[Vote], w: Tensor
     ) -> list[tuple[Path, Path]]:
         if not votes:
             return []
-        paths = list(self._x)
-        return [(paths[i], paths[j]) for i, j in model.suggest(*self._table(votes, paths), w)]
+        x, paths = self._features.x, list(self._features.row)
+        found = model.suggest(x, self._rows(votes), _probabilities(votes), w)
+        return [(paths[i], paths[j]) for i, j in found]
 
-    def _table(
-        self, votes: Sequence[Vote], paths: Sequence[Path] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, D] of `paths` or of the voted pictures, pairs [P, 2] among them, p [P]."""
-        index = {path: i for i, path in enumerate(paths)}
-        pairs = [[index.setdefault(p, len(index)) for p in self._pictures([v])] for v in votes]
-        p = [ANSWERS[vote.answer] for vote in votes]
-        x = torch.stack([self._x[path] for path in index])
-        return x, torch.tensor(pairs), torch.tensor(p, dtype=torch.float64)
+    def _rows(self, votes: Sequence[Vote]) -> Tensor:
+        """The pairs as rows of the features, [P, 2]."""
+        row = self._features.row
+        return torch.tensor([[row[path] for path in self._pictures([v])] for v in votes])
 
     def _votes(self) -> list[Vote]:
         votes = self._store.votes(self._voter)
@@ -181,6 +262,10 @@ class Learner:
     def _pictures(self, votes: Sequence[Vote]) -> list[Path]:
         """Left and right of each."""
         return [self._store.locate(picture) for v in votes for picture in (v.left, v.right)]
+
+
+def _probabilities(votes: Sequence[Vote]) -> Tensor:
+    return torch.tensor([ANSWERS[vote.answer] for vote in votes], dtype=torch.float64)
 
 
 def measure(votes: Sequence[Vote], guesses: dict[str, Guess]) -> dict[str, Any]:

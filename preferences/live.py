@@ -38,10 +38,10 @@ class HeadModel:
         self.w0 = torch.tensor([1.0])  # of the score; the embedding's size shows with the first one
 
     def embed(self, paths: Sequence[Path]) -> Tensor:
-        """[N, 1 + D] float64."""
+        """[N, 1 + D] float32, as the embeddings are."""
         embeddings = embed_images(self._scorer, paths)
         scores = base_scores(self._scorer, embeddings)
-        x = torch.cat([scores[:, None], embeddings.double()], dim=1)
+        x = torch.cat([scores[:, None].float(), embeddings.float()], dim=1)
         self.w0 = torch.zeros(x.shape[1], dtype=torch.float64).index_fill_(0, torch.tensor(0), 1)
         return x
 

@@ -4,8 +4,6 @@ import io
 import json
 import random
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,8 @@ from PIL import Image
 from voting_tools import OTHER, TAB, TOKEN, Server, make_booth
 
 from tastemaker.preferences.asking import FIRST, Pair, next_random, next_suggested, read_queue
-from tastemaker.preferences.learning import Guess, Learner, measure
 from tastemaker.preferences.showing import BOXES, box_for, render
 from tastemaker.preferences.votes import Votes, read_votes
-from tastemaker.preferences.votes_file import Vote
 
 N = 6
 
@@ -416,175 +412,6 @@ def test_queues_are_read_with_their_paths_and_errors(tmp_path):
     ]:
         with pytest.raises(ValueError, match=error):
             read(text)
-
-
-# Learning
-
-
-class Brightness:
-    """A model of one feature, the picture's mean; the base prefers the dark ones."""
-
-    w0 = torch.tensor([-1.0])
-
-    def __init__(self, fail: str = ""):
-        self.fail, self.fits = fail, []
-
-    def embed(self, paths):
-        if self.fail == "embed":
-            raise RuntimeError("no memory\nleft")
-        return torch.tensor([[float(Image.open(path).getpixel((0, 0))[0])] for path in paths])
-
-    def fit(self, x, pairs, p):
-        self.fits.append(len(p))
-        agree = ((x[pairs[:, 0], 0] - x[pairs[:, 1], 0]) * (p - 0.5)).sum()
-        return agree.sign()[None].float()
-
-    def suggest(self, x, pairs, p, w):
-        return [(i, i + 1) for i in (0, 2) if i + 1 < len(x)]
-
-
-def wait_for(ready, timeout: float = 30):
-    end = time.monotonic() + timeout
-    while not (found := ready()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-    return found
-
-
-@pytest.fixture
-def learning(folder):
-    """A learner on six grey pictures, and votes for the brighter ones."""
-    votes = Votes(folder.parent / "votes.sqlite", folder)
-    learners = []
-
-    def start(model=None, votes=votes) -> Learner:
-        pictures = sorted(folder.glob("*.png"))
-        learners.append(Learner(votes, "me", pictures, lambda: model or Brightness(), "nano"))
-        learners[-1].start()
-        return learners[-1]
-
-    yield start, votes, folder
-    for learner in learners:
-        learner.stop()
-
-
-def vote_for_brighter(votes: Votes, folder: Path, count: int, source: str = "random"):
-    done = {frozenset((v.left.path, v.right.path)) for v in votes.votes()}
-    for a in range(N):
-        for b in range(a):
-            if count and frozenset((f"{a}.png", f"{b}.png")) not in done:
-                pair = (folder / f"{a}.png", folder / f"{b}.png")
-                votes.vote(votes.ask("me", TAB, *pair, source).key, "left")
-                count -= 1
-
-
-def test_a_vote_is_guessed_before_it_is_learned_from(learning):
-    start, votes, folder = learning
-    learner = start()
-    vote_for_brighter(votes, folder, 1)
-    learner.votes_changed()
-    wait_for(lambda: learner.progress()["tested"] == 1)
-    assert learner.progress()["accuracy"] == 0, "the base prefers the dark ones"
-    vote_for_brighter(votes, folder, 4)
-    learner.votes_changed()
-    progress = wait_for(lambda: learner.progress()["tested"] == 5 and learner.progress())
-    assert progress["accuracy"] == 0.8 and progress["base"] == 0.0
-    assert progress["low"] < 0.8 < progress["high"] and progress["error"] == ""
-
-
-def test_a_restart_guesses_again_without_looking_ahead(learning):
-    start, votes, folder = learning
-    vote_for_brighter(votes, folder, 15)
-    model = Brightness()
-    learner = start(model)
-    progress = wait_for(lambda: learner.progress()["tested"] == 15 and learner.progress())
-    assert progress["accuracy"] == 14 / 15
-    assert model.fits[:3] == [1, 2, 3] and max(model.fits) == 15
-
-
-def test_suggested_pairs_and_ties_are_learned_from_but_not_counted(learning):
-    start, votes, folder = learning
-    vote_for_brighter(votes, folder, 3, "suggested")
-    votes.add("me", folder / "5.png", folder / "0.png", "tie")
-    votes.add("me", folder / "5.png", folder / "1.png", "skip")
-    model = Brightness()
-    learner = start(model)
-    wait_for(lambda: 4 in model.fits and learner.progress()["doing"] == "")
-    assert learner.progress()["tested"] == 0 and max(model.fits) == 4
-
-
-def test_what_is_undone_is_unlearned(learning):
-    start, votes, folder = learning
-    vote_for_brighter(votes, folder, 3)
-    model = Brightness()
-    learner = start(model)
-    wait_for(lambda: learner.progress()["tested"] == 3)
-    votes.undo(votes.votes()[-1].key)
-    learner.votes_changed()
-    wait_for(lambda: learner.progress()["tested"] == 2)
-    assert model.fits[-1] == 2
-
-
-def test_suggestions_are_pairs_that_are_not_taken(learning):
-    start, votes, folder = learning
-    vote_for_brighter(votes, folder, 1)
-    learner = start()
-    first = wait_for(lambda: learner.suggest((), 0))
-    second = wait_for(lambda: learner.suggest({Pair(first)}, 0))  # once all pictures are known
-    assert second != first
-    assert learner.suggest({Pair(first), Pair(second)}, 0) is None
-
-
-def test_a_picture_that_cannot_be_opened_is_left_out(learning):
-    start, votes, folder = learning
-    vote_for_brighter(votes, folder, 4)  # 1-0, 2-0, 2-1, 3-0
-    (folder / "3.png").write_text("no picture")
-    learner = start()
-    wait_for(lambda: learner.progress()["tested"] == 3 and not learner.progress()["doing"])
-    assert learner.progress()["error"] == ""
-
-
-def test_an_error_is_told_and_votes_go_on(learning):
-    start, votes, folder = learning
-    learner = start(Brightness("embed"))
-    assert wait_for(lambda: learner.progress()["error"]) == "no memory left"
-    with Server(make_booth(folder, learner=learner)) as server:
-        status, state = server.post(
-            "vote", key=server.state()["questions"][0]["key"], answer="left"
-        )
-        assert status == 200 and state["votes"] == 1
-        assert state["learning"]["error"] == "no memory left"
-
-
-def test_no_vote_waits_for_the_learner(learning):
-    start, votes, folder = learning
-    goes_on = threading.Event()
-
-    class Slow(Brightness):
-        def fit(self, x, pairs, p):
-            goes_on.wait(30)
-            return super().fit(x, pairs, p)
-
-    learner = start(Slow())
-    try:
-        with Server(make_booth(folder, learner=learner)) as server:
-            for i in range(5):
-                key = server.state()["questions"][0]["key"]
-                assert server.post("vote", key=key, answer="left")[1]["votes"] == i + 1
-            assert server.state()["learning"]["tested"] == 0
-            goes_on.set()
-            wait_for(lambda: server.state()["learning"]["tested"] == 5)
-    finally:
-        goes_on.set()
-
-
-def test_the_interval_is_wilsons():
-    votes = [Vote(str(i), "", None, None, "left", 0.0, "random", None) for i in range(10)]
-    found = measure(votes, {str(i): Guess(1 if i < 8 else -1, 0) for i in range(10)})
-    low, high = found["low"], found["high"]  # by hand: 0.4902, 0.9433
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
-    none = measure([], {})
-    assert (none["accuracy"], none["low"], none["high"]) == (0.5, 0.0, 1.0)
 
 
 # The command
