@@ -99,6 +99,10 @@ def _said(mean: float, half: float, sign: str = "") -> str:
     return f"{100 * mean:{sign}.1f} ± {100 * half:.1f}"
 
 
+def _fine(mean: float, half: float) -> str:
+    return f"{100 * mean:+.3f} ± {100 * half:.3f}"
+
+
 def _accuracies(c: Curves) -> str:
     rows = []
     for t, name in [*enumerate(tastes.TASTES), (slice(None), "mean of the three")]:
@@ -166,9 +170,11 @@ def _never_worse(c: Curves, one: str, other: str, bar: str) -> list[str]:
     low = min(mean - half for mean, half in means.values())
     each = {(k, n): d[:, t] for n, d in differences.items() for t, k in enumerate(tastes.TASTES)}
     worse, alone = _surely_below(each), _surely_below(each, together=False)
+    below = [f"{n} ({_fine(*means[n])})" for n, (mean, half) in means.items() if mean + half < 0]
     found = f"mean of the tastes: lowest {_said(*means[lowest], '+')} at {lowest}"
-    found += f"; worse for sure: {_cells(each, worse)}; by its own interval: {_cells(each, alone)}"
-    if any(mean + half < 0 for mean, half in means.values()):
+    found += f", below 0 with all of its interval at {', '.join(below) or 'none'}"
+    found += f"; a taste worse for sure: {_cells(each, worse)}; by its own interval: {_cells(each, alone)}"
+    if below:
         return [bar, found, "no"]
     if low < -MARGIN:
         return [bar, found, f"not shown: an interval reaches {100 * low:+.1f}"]
