@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..ranking import Calibration, fit_tau, solve_b
@@ -28,18 +28,25 @@ def read_pairs(path: Path) -> list[Pair]:
 
     if is_comparisons(path):
         return list(read_part(path)[0].rows())
-    pairs = []
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, cells in enumerate(csv.reader(file), 1):
-            if not cells or (number == 1 and cells[:2] == ["winner", "loser"]):
-                continue
-            if len(cells) < 2 or not cells[0] or not cells[1]:
-                raise ValueError(f"line {number} of {path} is no comparison: winner,loser")
-            winner, loser = (Path(os.path.abspath(cell)) for cell in cells[:2])
-            pairs.append((winner, loser, 1.0))
+        lines = csv.reader(file)
+        try:
+            pairs = list(_wins(lines, path))
+        except csv.Error as error:
+            raise ValueError(f"line {lines.line_num} of {path}: {error}") from None
     if not pairs:
         raise ValueError(f"no comparisons in {path}")
     return pairs
+
+
+def _wins(lines: Iterable[list[str]], path: Path) -> Iterator[Pair]:
+    for number, cells in enumerate(lines, 1):
+        if not cells or (number == 1 and cells[:2] == ["winner", "loser"]):
+            continue
+        if len(cells) < 2 or not cells[0] or not cells[1]:
+            raise ValueError(f"line {number} of {path} is no comparison: winner,loser")
+        winner, loser = (Path(os.path.abspath(cell)) for cell in cells[:2])
+        yield winner, loser, 1.0
 
 
 def fit(scores: Scores, pairs: Sequence[Pair], tau: float | None = None) -> Calibration:

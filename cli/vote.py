@@ -80,6 +80,9 @@ def command(
     appears. Meanwhile the base scorer's head learns from the votes, and the page tells how well it
     guesses them. Given a CSV of pairs, the page asks about these.
 
+    Where another voter has votes in the same file, one in four of the random pairs is one that
+    was judged there, without showing how: `tastemaker agree` then tells how alike the voters are.
+
     The page is served to this computer only, at an address that cannot be guessed.
     """
     from ..preferences.booth import Booth

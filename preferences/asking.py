@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 FIRST = 50  # votes before anything is suggested: fewer suggest worse than chance does
 RANDOM_SHARE = 0.25  # of the pairs after that: the honest measure, and no taste is missed for good
+SHARED = 0.25  # of the random pairs, where another voter judged some: only they tell how alike the two are
 
 Pair = frozenset  # of two paths: whichever is left
 
@@ -20,7 +21,7 @@ Pair = frozenset  # of two paths: whichever is left
 class Next(NamedTuple):
     left: Path
     right: Path
-    source: str  # queue, random or suggested
+    source: str  # queue, random, suggested, or shared: random, and judged by another voter
 
 
 def read_queue(path: Path) -> list[tuple[Path, Path]]:
@@ -28,23 +29,30 @@ def read_queue(path: Path) -> list[tuple[Path, Path]]:
 
     Paths are relative to the file's folder. ValueError names the line that is no pair.
     """
-    folder = path.absolute().parent
+    pairs = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
-        if not {"left", "right"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} has no columns left and right")
-        pairs = {}
-        for row in rows:
-            names = row["left"], row["right"]
-            if not all(names):
-                raise ValueError(f"{path}, line {rows.line_num}: a pair needs left and right")
-            left, right = (Path(os.path.abspath(folder / name)) for name in names)
-            if left == right:
-                raise ValueError(f"{path}, line {rows.line_num}: {left.name} with itself")
-            pairs.setdefault(Pair((left, right)), (left, right))
+        try:
+            if not {"left", "right"} <= set(rows.fieldnames or ()):
+                raise ValueError(f"{path} has no columns left and right")
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                pair = _queued(row["left"], row["right"], path.absolute().parent, where)
+                pairs.setdefault(Pair(pair), pair)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.reader.line_num}: {error}") from None
     if not pairs:
         raise ValueError(f"{path} has no pairs")
     return list(pairs.values())
+
+
+def _queued(left: str | None, right: str | None, folder: Path, where: str) -> tuple[Path, Path]:
+    if not (left and right):
+        raise ValueError(f"{where}: a pair needs left and right")
+    paths = Path(os.path.abspath(folder / left)), Path(os.path.abspath(folder / right))
+    if paths[0] == paths[1]:
+        raise ValueError(f"{where}: {paths[0].name} with itself")
+    return paths
 
 
 def missing_files(pairs: Iterable[tuple[Path, Path]]) -> list[Path]:
@@ -84,16 +92,34 @@ def next_suggested(
     rng: Random,
     suggest: Callable[[Collection[Pair], int], tuple[Path, Path] | None] | None,
     votes: int,
+    judged: Sequence[tuple[Path, Path]] = (),
 ) -> Next | None:
     """A pair that `suggest` finds informative, except for a share of random ones.
 
     Without enough votes or suggestions, a random one. `suggest(taken, seed)` may return None.
+    A share of the random ones are pairs that other voters `judged`, where there are any.
     """
     if suggest is not None and votes >= FIRST and rng.random() >= RANDOM_SHARE:
         pair = suggest(taken, rng.getrandbits(31))
         if pair and Pair(pair) not in taken and not any(path in broken for path in pair):
             return _shuffled(*pair, "suggested", rng)
-    return next_random(pictures, taken, broken, rng)
+    shared = next_shared(judged, taken, broken, rng)
+    return shared or next_random(pictures, taken, broken, rng)
+
+
+def next_shared(
+    judged: Sequence[tuple[Path, Path]],
+    taken: Collection[Pair],
+    broken: Collection[Path],
+    rng: Random,
+) -> Next | None:
+    """One of the pairs that others judged, for a share of the draws; none if none is left."""
+    if not judged or rng.random() >= SHARED:
+        return None
+    open_ = [
+        pair for pair in judged if Pair(pair) not in taken and not any(p in broken for p in pair)
+    ]
+    return _shuffled(*rng.choice(open_), "shared", rng) if open_ else None
 
 
 def _shuffled(left: Path, right: Path, source: str, rng: Random) -> Next:

@@ -58,6 +58,7 @@ class Booth:
         self._render = Memory(lambda path, box, stamp: render(path, box))
         self._sha256 = Memory(lambda path, stamp: sha256_of(path), 1000)
         self._votes = Memory(lambda version: store.votes(voter), 1)
+        self._judged = Memory(lambda version: self._judged_by_others(), 1)
 
     # ---- what the page does
 
@@ -171,7 +172,23 @@ class Booth:
             return next_in_queue(self.queue, taken, self.broken.keys())
         suggest = self.learner.suggest if self.learner else None
         count = len(self.votes())
-        return next_suggested(self.pictures, taken, self.broken.keys(), self._rng, suggest, count)
+        judged = self._judged(self.store.version())
+        return next_suggested(
+            self.pictures, taken, self.broken.keys(), self._rng, suggest, count, judged
+        )
+
+    def _judged_by_others(self) -> list[tuple[Path, Path]]:
+        """Pairs of these pictures that other voters judged, each once, in a fixed order.
+
+        Without those that were suggested: they are harder than most, so agreement on them is lower.
+        """
+        votes = [
+            vote
+            for vote in self.store.votes()
+            if vote.voter != self.voter and vote.answer != "skip" and vote.source != "suggested"
+        ]
+        pairs = {self._pair(v): tuple(map(self.store.locate, (v.left, v.right))) for v in votes}
+        return [pair for pair in pairs.values() if self._known.issuperset(pair)]
 
     def _taken(self) -> set[Pair]:
         """Pairs that are answered, or asked in a tab that is still open."""

@@ -62,7 +62,7 @@ class Question(NamedTuple):
     key: str
     voter: str
     tab: str
-    source: str  # queue, random or suggested: who chose the pair
+    source: str  # queue, random, shared or suggested: how the pair was chosen
     left: Picture
     right: Picture
 

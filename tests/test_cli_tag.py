@@ -101,6 +101,8 @@ def test_comparisons_must_be_of_scored_pictures(run, tmp_path):
     assert "line 2 of" in run.error(*command, pairs)
     write_pairs(tmp_path / "p.csv")
     assert "no comparisons in" in run.error(*command, pairs)
+    pairs.write_text("winner,loser\na,{}\n".format("x" * 140_000))
+    assert "line 2 of" in (error := run.error(*command, pairs)) and "field larger" in error
     write_pairs(tmp_path / "p.csv", (paths[4], paths[0]))
     assert "never contradict" in run.error(*command, pairs)
 

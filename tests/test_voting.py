@@ -394,6 +394,73 @@ def test_suggestions_leave_a_share_to_chance():
     assert set(sources(FIRST, {Pair(best)})) == {"random"}, "what is taken is not suggested"
 
 
+def test_a_share_of_the_random_pairs_are_those_that_others_judged():
+    pictures = [Path(f"{i:02}") for i in range(60)]
+    judged = [(pictures[i], pictures[i + 1]) for i in range(0, 58, 2)]
+
+    def found(judged, suggest=None, votes=0, broken=(), seed=0) -> list:
+        rng, taken = random.Random(seed), set()
+        how = dict(suggest=suggest, votes=votes, judged=judged)
+        for _ in range(100):
+            taken.add(Pair((pair := next_suggested(pictures, taken, broken, rng, **how))[:2]))
+            yield pair
+
+    pairs = list(found(judged))
+    shared = [Pair(pair[:2]) for pair in pairs if pair.source == "shared"]
+    assert 15 < len(shared) == len(set(shared)) and set(shared) <= set(map(Pair, judged))
+    assert len({Pair(pair[:2]) for pair in pairs}) == 100
+    assert {pair.source for pair in pairs} == {"shared", "random"}
+    sides = [(pair.left, pair.right) in judged for pair in pairs if pair.source == "shared"]
+    assert True in sides and False in sides, "the side tells nothing either"
+    assert pairs == list(found(judged)) != list(found(judged, seed=1)), "the seed decides"
+    gone = judged[0][0]
+    assert not any(gone in pair[:2] for pair in found(judged, broken={gone}))
+    plain = list(found(()))
+    assert {pair.source for pair in plain} == {"random"}
+
+    rng, taken, alone = random.Random(0), set(), []
+    for _ in range(100):
+        alone.append(next_random(pictures, taken, (), rng))
+        taken.add(Pair(alone[-1][:2]))
+    assert plain == alone, "with one voter nothing changes"
+
+
+def test_two_voters_of_one_store_come_to_share_pairs(folder):
+    """Of 30 and 20 votes on 40 pictures, chance alone would make them share one."""
+    for i in range(N, 40):
+        flat_picture(folder / f"{i}.png", 5 * i, size=(40, 30))
+
+    def vote(voter: str, count: int) -> None:
+        with Server(make_booth(folder, voter)) as server:
+            for i in range(count):
+                question = server.state()["questions"][0]
+                answer = ("left", "right", "tie")[i % 3]
+                server.post("vote", key=question["key"], answer=answer)
+
+    def judged(voter: str) -> set:
+        return {Pair((v.left.path, v.right.path)) for v in store.votes(voter)}
+
+    store = Votes(folder.parent / "votes.sqlite", folder)
+    vote("ann", 30)
+    assert {v.source for v in store.votes("ann")} == {"random"}, "alone, nothing changes"
+    vote("bob", 20)
+    shared = {Pair((v.left.path, v.right.path)) for v in store.votes("bob") if v.source == "shared"}
+    assert len(shared) >= 2 and shared <= judged("ann") & judged("bob")
+
+
+def test_shared_pairs_are_of_these_pictures_and_were_neither_skipped_nor_suggested(folder):
+    booth = make_booth(folder)
+    votes, paths = booth.store, [folder / f"{i}.png" for i in range(N)]
+    outside = flat_picture(folder.parent / "outside.png", 3)
+    votes.add("ann", paths[0], paths[1], "left")
+    votes.add("bob", paths[1], paths[0], "tie")
+    votes.add("ann", paths[2], paths[3], "skip")
+    votes.add("ann", paths[2], outside, "left")
+    votes.add("me", paths[4], paths[5], "left")
+    votes.vote(votes.ask("ann", TAB, paths[3], paths[4], "suggested").key, "left")
+    assert [Pair(pair) for pair in booth._judged_by_others()] == [Pair(paths[:2])]
+
+
 def test_queues_are_read_with_their_paths_and_errors(tmp_path):
     path = tmp_path / "pairs.csv"
 
@@ -409,6 +476,8 @@ def test_queues_are_read_with_their_paths_and_errors(tmp_path):
         ("left,right\n", "has no pairs"),
         ("left,right\na.png,\n", "line 2: a pair needs"),
         ("left,right\na.png,b.png\na.png,x/../a.png\n", "line 3: a.png with itself"),
+        ("left,right,{}\n".format("x" * 140_000), "line 1: field larger"),
+        ("left,right\na.png,{}\n".format("x" * 140_000), "line 2: field larger"),
     ]:
         with pytest.raises(ValueError, match=error):
             read(text)
