@@ -82,8 +82,8 @@ Simulated users with three tastes (`tastes.py`: closed formulas of the pixels, n
 sees, written down before anything was measured) compare {n} crops of pictures that nano was trained
 on, clean or corrupted; {tastes.FLIPS:.0%} of their answers are slips. Accuracy is measured without slips, on 20,000
 pairs of {held} crops of pictures that nano never saw. {curves.users} users of each taste, each with other pairs and
-slips; ± is the 95 % interval of their mean. Constants of the fit were chosen on other users; but the
-pictures, those compared and those held out, are the same for all, and no interval says how other
+slips; ± is the 95 % interval of their mean. They are users {curves.order[0]} to {curves.order[-1]}; the fit's constants were chosen
+on users 100 to 109. But the pictures, those compared and those held out, are the same for all, and no interval says how other
 pictures would do. Where it is asked whether any taste is worse at any count, "for sure" is at 5 % for
 all those cells together (Holm); by its own interval one cell in 40 is worse by chance.
 
