@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from .options import EXISTING_FILE, OUTPUT_FILE, ScorerOptions, device_options, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEADER = ["left", "right", "p"]
+    from ..preferences.directions import Directions
 
 
 @click.command("choose")
@@ -87,8 +85,9 @@ def command(
     """
     if balance and clusters:
         raise click.UsageError("give one of --balance and --clusters")
+    from ..preferences.comparisons import write_pairs
+    from ..preferences.directions import read_directions
     from ..preferences.pairing import fixed_k_pairs
-    from ..preferences.select import farthest_points
 
     options = replace(options, scorer=base)
     files = _pictures(paths)
@@ -98,13 +97,12 @@ def command(
             f"of {len(files)} pictures, --images must be {per_image + 1} to {len(files)} "
             f"for --per-image {per_image}, got {wanted}"
         )
-    x = _given(embeddings, files) if embeddings else _embedded(files, options)
-    chosen = list(range(len(files)))
+    x = read_directions(embeddings, files) if embeddings else _embedded(files, options)
     if wanted < len(files):
         groups = _groups(files, x, options, balance, clusters, seed)
-        chosen = sorted(farthest_points(x, wanted, seed=seed, groups=groups).tolist())
-    pairing = fixed_k_pairs(x[chosen], per_image, random, seed=seed)
-    _write(out, [(files[chosen[i]], files[chosen[j]]) for i, j in pairing.pairs.tolist()])
+        files, x = _chosen(files, x, wanted, groups, seed)
+    pairing = fixed_k_pairs(x, per_image, random, seed=seed)
+    write_pairs(out, ((files[i], files[j]) for i, j in pairing.pairs.tolist()))
     near = int(pairing.near.sum())
     click.echo(
         f"{len(pairing.pairs)} pairs of {wanted} pictures, {near} of them similar, in {out}\n"
@@ -131,48 +129,22 @@ def _embedded(files: Sequence[Path], options: ScorerOptions) -> Tensor:
     return Space.of(found)(found).float()
 
 
-def _given(path: Path, files: Sequence[Path]) -> Tensor:
-    """[N, D] of a file, of length 1 each; mapped rather than read as a whole until then.
+def _chosen(
+    files: Sequence[Path], x: Tensor | Directions, count: int, groups: Tensor | None, seed: int
+) -> tuple[list[Path], Tensor | Directions]:
+    """So many of the pictures, far apart, with their embeddings."""
+    from torch import Tensor
 
-    Raises:
-        ValueError: another kind of file, or rows that are not of these pictures.
-    """
-    import torch.nn.functional as F
+    from ..preferences.select import farthest_points
 
-    found, names = _read_npy(path) if path.suffix == ".npy" else _read_safetensors(path)
-    if found.ndim != 2:
-        raise ValueError(f"embeddings must be [N, D], got {list(found.shape)} in {path}")
-    if names is not None:
-        rows = {os.path.abspath(path.parent / name): i for i, name in enumerate(names)}
-        if missing := [file for file in files if str(file) not in rows]:
-            raise ValueError(f"{path} has no row for {len(missing)} pictures, such as {missing[0]}")
-        found = found[[rows[str(file)] for file in files]]
-    if len(found) != len(files):
-        raise ValueError(f"{path} has {len(found)} rows for {len(files)} pictures")
-    return F.normalize(found.float(), dim=1)
-
-
-def _read_npy(path: Path) -> tuple[Tensor, None]:
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.load(path, allow_pickle=False)), None
-
-
-def _read_safetensors(path: Path) -> tuple[Tensor, list[str] | None]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = json.loads((file.metadata() or {}).get("paths", "null"))
-            return file.get_tensor("embeddings"), names
-    except SafetensorError as error:
-        raise ValueError(f'{path} is no .npy or .safetensors with "embeddings": {error}') from None
+    chosen = sorted(farthest_points(x, count, seed=seed, groups=groups).tolist())
+    taken = x[chosen] if isinstance(x, Tensor) else x.take(chosen)
+    return [files[i] for i in chosen], taken
 
 
 def _groups(
     files: Sequence[Path],
-    x: Tensor,
+    x: Tensor | Directions,
     options: ScorerOptions,
     balance: bool,
     clusters: int | None,
@@ -191,18 +163,3 @@ def _groups(
     # `./` keeps a file that is called @x, - or *.png from being read as something else.
     scores = scores_of([os.path.join(".", path) for path in files], options)
     return select.score_groups(torch.tensor(scores.values))
-
-
-def _write(path: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Whole or not at all; pictures below the file's folder relative to it. p is for the votes."""
-    from ..scorers.checkpoint import replacing
-
-    folder = Path(os.path.abspath(path)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file)
-            table.writerow(HEADER)
-            for pair in pairs:
-                names = (p.relative_to(folder) if p.is_relative_to(folder) else p for p in pair)
-                table.writerow([*map(str, names), ""])

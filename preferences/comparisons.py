@@ -132,13 +132,23 @@ def write_comparisons(path: str | Path, train: Comparisons, test: Comparisons | 
             raise ValueError(
                 f"{path}: a CSV has one list of comparisons; write .json, or two files"
             )
-        _write(path, [HEADER, *([a, b, repr(p)] for a, b, p in _relative(train, path))], _dump_csv)
+        _write(
+            path,
+            [HEADER, *([a, b, repr(p)] for a, b, p in _relative(train.rows(), path))],
+            _dump_csv,
+        )
     elif path.suffix.lower() == ".json":
         parts = {"train": train} | ({"test": test} if test is not None else {})
         lists = {name: _labelled(part, path) for name, part in parts.items()}
         _write(path, lists, lambda lists, file: json.dump(lists, file, indent=1))
     else:
         raise ValueError(f"comparisons are written as .json or .csv, not {path}")
+
+
+def write_pairs(path: str | Path, pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Writes a CSV of pairs to be voted on: like `write_comparisons`, with p left empty."""
+    path = Path(path)
+    _write(path, [HEADER, *_relative(((*pair, "") for pair in pairs), path)], _dump_csv)
 
 
 def _read_json(path: Path) -> tuple[Comparisons, Comparisons | None]:
@@ -173,10 +183,11 @@ def _json_rows(rows: Any, name: str, path: Path) -> Iterator[tuple[Path, Path, f
 def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, float]]:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = csv.reader(file)
-        header = [cell.strip() for cell in next(lines, [])]
-        if header != HEADER:
-            raise ValueError(f"line 1 of {path} must be left,right,p, got {','.join(header)[:80]}")
         try:
+            header = [cell.strip() for cell in next(lines, [])]
+            if header != HEADER:
+                got = ",".join(header)[:80]
+                raise ValueError(f"line 1 of {path} must be left,right,p, got {got}")
             for cells in lines:
                 if cells:
                     yield _csv_row(cells, f"line {lines.line_num} of {path}", path.parent)
@@ -203,12 +214,14 @@ def _labelled(comparisons: Comparisons, path: Path) -> list[list]:
     labels = {p: label for label, p in LABELS.items()}
     if odd := sorted(set(comparisons.p.tolist()) - labels.keys()):
         raise ValueError(f"a JSON holds votes, not probabilities such as {odd[0]}: write a .csv")
-    return [[a, b, labels[p]] for a, b, p in _relative(comparisons, path)]
+    return [[a, b, labels[p]] for a, b, p in _relative(comparisons.rows(), path)]
 
 
-def _relative(comparisons: Comparisons, path: Path) -> Iterator[tuple[str, str, float]]:
+def _relative(
+    rows: Iterable[tuple[Path, Path, float | str]], path: Path
+) -> Iterator[tuple[str, str, float | str]]:
     folder = Path(os.path.abspath(path)).parent
-    for *both, p in comparisons.rows():
+    for *both, p in rows:
         a, b = (str(x.relative_to(folder) if x.is_relative_to(folder) else x) for x in both)
         yield a, b, p
 

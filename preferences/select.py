@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 65_536  # images a block: bounds the memory that is taken beyond the embeddings
+BLOCK = 16_384  # images a block: bounds the memory that is taken beyond the embeddings
+SAMPLE = 100_000  # images that clusters are learned from
 SHORTLIST = 2_048  # the farthest images, among which several are chosen for one pass over all
 
-Embeddings = Tensor | np.ndarray  # [N, D] floating point; np.load(mmap_mode="r") is read in blocks
+# [N, D] floating point. np.load(mmap_mode="r") is read in blocks, as is any like it (`Directions`).
+Embeddings = Tensor | np.ndarray
 
 
 def farthest_points(
@@ -75,9 +77,10 @@ def score_groups(scores: Tensor, bins: int = 10) -> Tensor:
 
 
 def clusters(x: Embeddings, count: int, *, seed: int = 0) -> Tensor:
-    """[N] groups of similar images, int64: mini-batch k-means.
+    """[N] groups of similar images, int64: mini-batch k-means, of 100,000 of them where there are more.
 
     Raises:
+        ValueError: as in `farthest_points`.
         ImportError: scikit-learn is absent.
     """
     try:
@@ -85,8 +88,14 @@ def clusters(x: Embeddings, count: int, *, seed: int = 0) -> Tensor:
     except ImportError:
         raise ImportError('clusters need scikit-learn: pip install "tastemaker[train]"') from None
     _check(x, count)
-    model = MiniBatchKMeans(count, random_state=seed, n_init=1)
-    return torch.from_numpy(model.fit_predict(np.asarray(x)).astype(np.int64))
+    some = torch.arange(len(x))
+    if len(x) > SAMPLE:
+        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        some = drawn[:SAMPLE].sort().values
+    model = MiniBatchKMeans(count, random_state=seed, n_init=1).fit(rows_of(x, some).numpy())
+    blocks = (slice(start, start + BLOCK) for start in range(0, len(x), BLOCK))
+    found = np.concatenate([model.predict(rows_of(x, block).numpy()) for block in blocks])
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def _farthest(

@@ -117,3 +117,21 @@ def test_balance_takes_what_is_rare(run, tmp_path):
     run("choose", tmp_path, "--out", out, "--images", 6, "--per-image", 2, "--balance")
     chosen = {path.name for pair in read_queue(out) for path in pair}
     assert sum(name.startswith("noise") for name in chosen) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (b"", "is no .npy of numbers"),
+        (np.array([["a", "b"]] * 12), "it holds <U1"),
+        (np.full((12, 2), np.nan), "12 embeddings of"),
+        (np.zeros((12, 2)), "zeros only"),
+    ],
+)
+@pytest.mark.parametrize("extra", [(), ("--images", 6), ("--images", 6, "--clusters", 2)])
+def test_bad_embeddings_give_one_line(run, pictures, tmp_path, rows, words, extra):
+    path = tmp_path / "x.npy"
+    path.write_bytes(rows) if isinstance(rows, bytes) else np.save(path, rows)
+    out = tmp_path / "pairs.csv"
+    args = ("choose", pictures, "--out", out, "--embeddings", path, *extra)
+    assert words in run.error(*args) and not out.exists()

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tastemaker.preferences.comparisons import Comparisons, read_comparisons, write_comparisons
+from tastemaker.preferences.asking import read_queue
+from tastemaker.preferences.comparisons import (
+    Comparisons,
+    read_comparisons,
+    write_comparisons,
+    write_pairs,
+)
 from tastemaker.preferences.problems import first_copies, problems, without
 
 
@@ -181,3 +187,22 @@ def test_take_keeps_the_images_that_are_compared():
     assert rows(train.take([1])) == [("c", "b", 0)]
     assert rows(train.take(train.p > 0)) == [("a", "b", 1), ("d", "a", 0.5)]
     assert len(train.take([])) == 0 == len(train.take([]).images)
+
+
+def test_pairs_to_vote_on_are_comparisons_without_an_answer(tmp_path):
+    path = tmp_path / "deep" / "pairs.csv"
+    inside, outside = tmp_path / "deep" / "in" / "a,b.png", tmp_path / "c.png"
+    write_pairs(path, [(inside, outside), (outside, inside)])
+    assert read_queue(path) == [(inside, outside)]
+    text = path.read_bytes().decode()
+    assert text.startswith('left,right,p\r\n"in/a,b.png",') and text.endswith('a,b.png",\r\n')
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_cell_without_end_is_said(tmp_path, line):
+    lines = ["left,right,p", "a,b,1"]
+    lines[line] = f"{'a' * 140_000},b,1"
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"line \d of .*p.csv: field larger"):
+        read_comparisons(tmp_path / "p.csv")

@@ -121,3 +121,14 @@ def test_clusters_are_what_lies_together(monkeypatch):
 def test_what_cannot_be_is_said(x, count, message):
     with pytest.raises(ValueError, match=message):
         farthest_points(x, count)
+
+
+def test_clusters_are_learned_from_some_where_there_are_many(monkeypatch):
+    monkeypatch.setattr(select, "SAMPLE", 30)
+    monkeypatch.setattr(select, "BLOCK", 7)
+    x = torch.cat([embeddings(40), 20 + embeddings(40, 1)])
+    found = clusters(x, 2)
+    assert found[:40].unique().numel() == found[40:].unique().numel() == 1
+    assert found[0] != found[40] and torch.equal(found, clusters(x, 2))
+    with pytest.raises(ValueError, match="^embeddings must be finite$"):
+        clusters(x / 0, 2)
