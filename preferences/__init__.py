@@ -1,5 +1,7 @@
 """Comparisons in, a personal scorer out: what to compare, votes, training, calibration, metrics.
 
+`train` fits a head to what a base sees, `finetune` trains all of it.
+
 from tastemaker.preferences import read_comparisons, train
 
 trained = train("comparisons.json", base="nano", out="my-taste")
@@ -7,6 +9,15 @@ trained.scorer.score(["a.png"])
 """
 
 from .comparisons import Comparisons, read_comparisons, write_comparisons
+from .finetune import Finetuned, finetune
 from .train import Trained, train
 
-__all__ = ["Comparisons", "Trained", "read_comparisons", "train", "write_comparisons"]
+__all__ = [
+    "Comparisons",
+    "Finetuned",
+    "Trained",
+    "finetune",
+    "read_comparisons",
+    "train",
+    "write_comparisons",
+]

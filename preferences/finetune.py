@@ -12,9 +12,6 @@ square. Which comparisons a step sees depends on the seed and the step alone.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,21 +22,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ranking.calibrated import Calibration
 from ..scorers.base import Scorer
-from ..scorers.checkpoint import read_config, write_checkpoint
 from ..scorers.joyquality import JoyQuality
 from ..scorers.joyquality_save import hub_checkpoint
 from ..scorers.load import load_scorer
 from ..scorers.nano import NanoScorer
-from ..scorers.personal_files import write_trained_on
+from ..scorers.personal_files import (
+    TRAINING,
+    clear_training,
+    is_unfinished,
+    write_trained_on,
+    write_tuned,
+)
 from .batches import batch_loss, batches, held_out_loss, scores_of_files
 from .comparisons import Comparisons
-from .embeddings import content_of
+from .destination import check_free
+from .embeddings import contents_of
+from .entries import calibration_entry, data_entry, digest
 from .evaluation import card_metrics
 from .trainer import Log, Recipe, fit
 
-CHECKPOINTS = "training"  # folder below the result's, gone when training is done
 RATES = {NanoScorer: 1e-3, JoyQuality: 2e-5}
 EPOCHS = 3
 
@@ -74,13 +76,14 @@ def finetune(
     patience: int | None = None,
     checkpoint_every: int | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Finetuned:
     """Trains a copy of `scorer` and writes it to `out`, a folder that `load_scorer` opens.
 
     While it trains, checkpoints lie in `out/training`; a run that was killed goes on from there and
-    comes to the same result.
+    comes to the same result. A scorer that it replaces stays until the new one is whole.
 
     Args:
         scorer: nano, or a JoyQuality of any size, on the device to train on.
@@ -100,16 +103,19 @@ def finetune(
         patience: stop after so many held-out losses without a new lowest.
         checkpoint_every: steps between checkpoints and held-out losses; by default a tenth of all.
         resume: go on from what a killed run left in `out`; False starts anew.
+        overwrite: replace the scorer that training wrote to `out` before, or a killed run with other
+            settings; one with the same goes on.
 
     Raises:
         TypeError: a scorer that is not trained whole; the message says what to do instead.
         ValueError: settings that do not fit; no comparisons; a checkpoint of another run.
         FileNotFoundError: images that are missing.
-        FileExistsError: `out` holds a scorer that was not fine-tuned.
+        FileExistsError: `out` holds something already.
         ImportError: accelerate is not installed.
     """
     out = Path(out)
-    _check(scorer, train, test, out, batch, accumulate, patience)
+    _check(scorer, train, test, batch, accumulate, patience)
+    check_free(out, overwrite or is_unfinished(out))
     recipe = Recipe(
         steps=_steps(len(train), batch * accumulate, steps, epochs),
         rate=RATES[type(scorer)] if rate is None else rate,
@@ -119,7 +125,7 @@ def finetune(
         precision=_precision(precision, scorer.device),
     )
     if not resume:
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        clear_training(out)
     total = recipe.steps * recipe.accumulate
     with torch.inference_mode(False), torch.enable_grad():
         model = _trainable(scorer, gradient_checkpointing)
@@ -129,55 +135,47 @@ def finetune(
                 recipe,
                 lambda first: batches(train, model, batch, seed, range(first, total)),
                 partial(batch_loss, model),
-                folder=out / CHECKPOINTS,
+                folder=out / TRAINING,
                 run=_run(scorer, train, test, batch, seed),
                 every=checkpoint_every,
                 evaluate=partial(held_out_loss, model, test, 2 * batch) if test else None,
                 patience=patience,
+                overwrite=overwrite,
                 progress=progress,
             )
         said = {
             "name": name or out.absolute().name,
             "base": {"name": scorer.card.name, "fingerprint": scorer.card.fingerprint_id},
-            "data": data_entry(train, test),
+            "data": data_entry(scorer, train, test),
             **({} if test is None else _measured(scorer, model, test, 2 * batch)),
             "training": {**asdict(recipe), "batch": batch, "seed": seed, "log": asdict(log)},
-            "trained_on": write_trained_on(out, map(content_of, train.images)),
+            "trained_on": write_trained_on(out, contents_of(scorer, train.images)),
         }
     save_scorer(model, out, said)
-    shutil.rmtree(out / CHECKPOINTS)
     return Finetuned(load_scorer(out, device=scorer.device, dtype="float32"), out, log, said)
 
 
 def save_scorer(scorer: NanoScorer | JoyQuality, folder: Path, said: Mapping[str, Any]) -> None:
-    """The folder of a scorer's own kind; `said` is what `scorers.tuned` makes its card of."""
+    """The folder of a scorer's own kind; `said` is what `scorers.tuned` makes its card of. What is left
+    of training is removed."""
     if isinstance(scorer, JoyQuality):
         config, state = hub_checkpoint(scorer)
     else:
         config, state = scorer.config, scorer.state_dict()
-    write_checkpoint(folder, {**config, "personal": dict(said)}, state)
+    write_tuned(folder, {**config, "personal": dict(said)}, state)
 
 
 def _measured(base: Scorer, model: Scorer, test: Comparisons, together: int) -> dict[str, Any]:
     """Metrics of the held-out comparisons, of the base too, and the calibration for ranks."""
     scores = [scores_of_files(scorer, test.images, together) for scorer in (base, model)]
     before, after = (_metrics(each, test) for each in scores)
-    try:
-        calibration = Calibration.fit(scores[1], test.pairs, test.p).to_dict()
-    except ValueError:  # the comparisons say nothing about it, or never contradict the scores
-        calibration = None
-    return {"metrics": {"held_out": after, "base": before}, "calibration": calibration}
+    metrics = {"held_out": after, "base": before}
+    return {"metrics": metrics, "calibration": calibration_entry(scores[1], test)}
 
 
 def _metrics(scores: Tensor, test: Comparisons) -> dict[str, Any]:
     left, right = scores[test.pairs].unbind(1)
     return card_metrics((left - right).numpy(), test.p.numpy(), test.pairs.numpy())
-
-
-def data_entry(train: Comparisons, test: Comparisons | None) -> dict[str, Any]:
-    """What config.json says of the comparisons: how many, and what stands for them and their images."""
-    result = {"comparisons": len(train), "images": len(train.images), "hash": _digest(train)}
-    return result | ({"held_out": len(test), "held_out_hash": _digest(test)} if test else {})
 
 
 @contextmanager
@@ -218,7 +216,6 @@ def _check(
     scorer: Scorer,
     train: Comparisons,
     test: Comparisons | None,
-    out: Path,
     batch: int,
     accumulate: int,
     patience: int | None,
@@ -241,8 +238,6 @@ def _check(
     missing = [str(path) for path in images if not path.exists()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} images are missing: {', '.join(missing[:3])}")
-    if (out / "config.json").exists() and "personal" not in read_config(out):
-        raise FileExistsError(f"{out} holds a scorer that was not fine-tuned: name another folder")
 
 
 def _steps(total: int, a_step: int, steps: int | None, epochs: float | None) -> int:
@@ -265,18 +260,8 @@ def _run(
     """What decides the result beside the recipe; a checkpoint of another run is refused."""
     return {
         "base": scorer.card.fingerprint_id,
-        "train": _digest(train),
-        "test": _digest(test) if test else "",
+        "train": digest(scorer, train),
+        "test": digest(scorer, test) if test else "",
         "batch": str(batch),
         "seed": str(seed),
     }
-
-
-def _digest(comparisons: Comparisons) -> str:
-    """16 hex digits that stand for comparisons and the contents of their images."""
-    digest = hashlib.sha256()
-    for path in comparisons.images:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    listed = [comparisons.pairs.tolist(), comparisons.p.tolist()]
-    digest.update(json.dumps(listed).encode())
-    return digest.hexdigest()[:16]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ranking import Calibration
 from ..scorers import load_scorer
 from ..scorers.base import Scorer
 from ..scorers.calibration import own_tau
@@ -24,11 +23,12 @@ from ..scorers.personal import (
     head_state,
     require_features,
 )
-from ..scorers.personal_files import is_free, read_trained_on, write_personal
+from ..scorers.personal_files import is_free, is_trained, read_trained_on, write_personal
 from .comparisons import Comparisons, read_comparisons
+from .destination import check_free
 from .embeddings import Progress, base_scores, contents_of, embed_images
+from .entries import calibration_entry, data_entry
 from .evaluation import card_metrics
-from .finetune import data_entry
 from .keeping import kept_copies
 from .problems import first_copies, problems, without
 from .split import split
@@ -58,6 +58,8 @@ def train(
 ) -> Trained:
     """Fits a personal head to comparisons and writes it to the folder `out`.
 
+    `finetune` trains the whole base instead, which takes thousands of comparisons.
+
     The held-out part only measures; images that it shares with the rest are taken out of it. Where
     nothing is held out, cross-validation measures.
 
@@ -71,8 +73,8 @@ def train(
         robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
             far as the base knows it. Costs two to five points of accuracy, most where the taste
             does not mind (`benchmarks/preferences.md`).
-        overwrite: replace the personal scorer that `out` holds; "same": only if it was made of the
-            same comparisons and base.
+        overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
+            was made of the same comparisons and base.
         load: loads the base, given the images that it will see; by default `load_scorer`, on `device`.
         progress: as `embed_images` takes it.
 
@@ -82,7 +84,7 @@ def train(
     """
     folder = Path(out).absolute()
     check_base(base)
-    _check_free(folder, overwrite)
+    check_free(folder, bool(overwrite))
     kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed, voter)
     images = [*kept.images, *(held.images if held else ())]
     scorer = load(images) if load else load_scorer(base, device=device)
@@ -91,9 +93,9 @@ def train(
         "tastemaker": "personal",
         "name": name or folder.name,
         "base": base_entry(base, scorer.card),
-        "data": data_entry(kept, held),
+        "data": data_entry(scorer, kept, held),
     }
-    _check_bases(folder, scorer, entry["base"])
+    check_bases(folder, scorer, entry["base"])
     if overwrite == SAME:
         _check_same(folder, entry)
     embedded = embed_images(scorer, images, progress=progress)
@@ -118,23 +120,11 @@ def train(
     return Trained(made, folder, *about, difference.numpy(), p.numpy())
 
 
-def _check_free(folder: Path, overwrite: bool | str) -> None:
-    """FileExistsError unless the folder is new, empty, or a personal scorer's to be overwritten."""
-    if folder.suffix == ".json":
-        raise ValueError(f"{folder}: a folder called .json would be taken for an ensemble")
-    if is_free(folder):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{folder} holds something already: choose another, or overwrite it")
-    if not folder.is_dir() or read_config(folder).get("tastemaker") != "personal":
-        raise FileExistsError(f"{folder} holds no personal scorer, so it is not overwritten")
-
-
 def _check_same(folder: Path, entry: dict[str, Any]) -> None:
     """FileExistsError if the folder holds what was made of something else."""
     if is_free(folder):
         return
-    there = read_config(folder)
+    there = read_config(folder) if is_trained(folder) else {}
     if any(there.get(key) != value for key, value in entry.items()):
         raise FileExistsError(
             f"{folder} was made of other comparisons or another base: choose another name, or "
@@ -142,7 +132,7 @@ def _check_same(folder: Path, entry: dict[str, Any]) -> None:
         )
 
 
-def _check_bases(folder: Path, scorer: Scorer, said: dict[str, Any]) -> None:
+def check_bases(folder: Path, scorer: Scorer, said: dict[str, Any]) -> None:
     """ValueError if the folder is that of the base, or of what the base rests on."""
     while True:
         where = said["load"]
@@ -216,11 +206,7 @@ def _held_out(
         "held_out": card_metrics(difference, held.p, held.pairs),
         "base": card_metrics(before, held.p, held.pairs, tau=own_tau(scorer.card)),
     }
-    try:
-        calibration = Calibration.fit(after.float(), held.pairs, held.p).to_dict()
-    except ValueError:  # the comparisons say nothing about it, or never contradict the scores
-        calibration = None
-    return metrics, calibration, difference, held.p
+    return metrics, calibration_entry(after, held), difference, held.p
 
 
 def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Comparisons) -> Measured:

@@ -44,7 +44,8 @@ class Trained:
         data, base = config["data"], config["base"]["name"]
         name, count, images = config["name"], data["comparisons"], data["images"]
         first = f"{name}: a head on {base}, trained on {count} comparisons of {images} images."
-        return [first, *accuracy_lines(self.metrics, base), *map(_sentence, self.remarks())]
+        measured = accuracy_lines(self.metrics, base, self.dropped)
+        return [first, *measured, *map(_sentence, self.remarks())]
 
     def remarks(self) -> list[str]:
         """What was noticed."""
@@ -64,18 +65,44 @@ class Trained:
         return pair_plots(self.difference, self.p, name=name).get("calibration")
 
 
-def accuracy_lines(metrics: Mapping[str, Any], base: str) -> list[str]:
-    """How often a scorer is right, and its base."""
+def accuracy_lines(metrics: Mapping[str, Any], base: str, dropped: int) -> list[str]:
+    """How often a scorer is right, and its base; or why that is not known."""
     kind = measured_part(metrics)
+    if not metrics:
+        none = f"{_why_none(dropped)}, and there are too few comparisons to cross-validate"
+        return [_sentence(none)]
     if kind is None:
-        return ["Nothing was held out, and there are too few comparisons to cross-validate."]
+        return [_sentence(measured_on(metrics, dropped))]
     after, before = metrics[kind], metrics["base"]
     found = f"Right in {after['accuracy']:.1%}{_interval(after)} of {after['decided']} comparisons"
     what = {
         "held_out": f"{found} of images that it never saw",
-        "cross_validated": f"{found}, by cross-validation, since nothing was held out",
+        "cross_validated": f"{found}, by cross-validation, since {_why_none(dropped)}",
     }
     return [f"{what[kind]}; {base} in {before['accuracy']:.1%}{_interval(before)}."]
+
+
+def measured_on(metrics: Mapping[str, Any], dropped: int) -> str:
+    """What the metrics are of, or why there are none; `dropped` as in `Trained`."""
+    kind = measured_part(metrics)
+    if kind == "held_out":
+        decided = metrics[kind]["decided"]
+        return f"{decided} held-out comparisons of images that were not trained on"
+    if kind == "cross_validated":
+        return f"{_why_none(dropped)}; cross-validation of {metrics[kind]['decided']} comparisons"
+    if "held_out" in metrics:
+        count = metrics["held_out"]["comparisons"]
+        return f"the {count} comparisons held out are all ties, so no accuracy was measured"
+    if "cross_validated" in metrics:
+        return "the comparisons are all ties, so no accuracy was measured"
+    return f"{_why_none(dropped)}, so nothing was measured"
+
+
+def _why_none(dropped: int) -> str:
+    """Why nothing is held out."""
+    if dropped:
+        return "all that was held out shares images with what was trained on"
+    return "nothing was held out"
 
 
 def measured_part(metrics: Mapping[str, Any]) -> str | None:

@@ -110,6 +110,7 @@ def fit(
     evaluate: Callable[[], float] | None = None,
     patience: int | None = None,
     resume: bool = True,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Log:
     """Fits the weights of `model` that require a gradient, in place.
@@ -125,10 +126,11 @@ def fit(
             `model`, and `folder` is needed.
         patience: stops after so many evaluations without a new lowest.
         resume: go on from the checkpoint in `folder`, if there is one.
+        overwrite: start anew where that one is damaged or of another run.
 
     Raises:
         ImportError: accelerate is not installed; the message says how.
-        ValueError: the checkpoint is damaged or of another run.
+        ValueError: the checkpoint is damaged or of another run, and is not to be overwritten.
         RuntimeError: the loss is not finite any more.
     """
     if evaluate and not folder:
@@ -140,7 +142,7 @@ def fit(
         optimizer = torch.optim.AdamW(trained, recipe.rate, weight_decay=recipe.weight_decay)
         schedule = make_schedule(optimizer, recipe)
         checkpoints = Checkpoints(model, optimizer, schedule, recipe, run or {}, folder)
-        log = checkpoints.restore() if resume else Log()
+        log = checkpoints.restore(overwrite) if resume else Log()
         step = _stepper(accelerator, model, optimizer, schedule, recipe, loss)
         started = time.monotonic() - log.seconds
 
@@ -290,19 +292,19 @@ class Checkpoints:
             if old != self._best(log.best_step):
                 old.unlink()
 
-    def restore(self) -> Log:
-        """The state of the checkpoint in the folder, put back; a fresh log when there is none."""
+    def restore(self, overwrite: bool = False) -> Log:
+        """The state of the checkpoint in the folder, put back; a fresh log when there is none, or one
+        to be overwritten that is not of this run."""
         if self.folder is None or not (self.folder / CHECKPOINT).exists():
             return Log()
         for cut_off in self.folder.glob(".*.tmp"):  # what a killed process was writing
             cut_off.unlink()
-        tensors, values = _read(self.folder / CHECKPOINT)
-        different = differences(values["run"], self.run)
-        if different:
-            raise ValueError(
-                f"{self.folder} holds a checkpoint of another run ({different}): give the same "
-                "settings, do not resume, or name another folder"
-            )
+        try:
+            tensors, values = self._own()
+        except ValueError:
+            if overwrite:
+                return Log()
+            raise
         model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         load_exactly(self.model, model, self.folder / CHECKPOINT)
         state: dict[int, dict[str, Tensor]] = {}
@@ -315,6 +317,16 @@ class Checkpoints:
         _set_random_state(tensors)
         log = values["log"]
         return Log(**{**log, "history": [(step, loss) for step, loss in log["history"]]})
+
+    def _own(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the checkpoint holds; ValueError if it is damaged or of another run."""
+        tensors, values = _read(self.folder / CHECKPOINT)
+        if different := differences(values["run"], self.run):
+            raise ValueError(
+                f"{self.folder} holds a checkpoint of another run ({different}): give the same "
+                "settings, overwrite it, or name another folder"
+            )
+        return tensors, values
 
     def restore_best(self, log: Log) -> None:
         """Puts back the weights with the lowest held-out loss."""

@@ -73,10 +73,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the sharded index's, or model.safetensors, or the only one.
 
+    Those that config.json names come first: see `personal_files.write_tuned`.
+
     Raises:
         FileNotFoundError: when some are missing, as after a download that was cut off.
         ValueError: when the index is damaged, or it is not clear which file is meant.
     """
+    if (new := _renamed_last(folder)) is not None:
+        return [new]
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = _indexed(index)
@@ -94,6 +98,15 @@ def weight_files(folder: Path) -> list[Path]:
     if found:
         raise ValueError(f"which one? {folder} has {len(found)} .safetensors and no index")
     raise FileNotFoundError(f"no .safetensors in {folder}; pickled weights are not loaded")
+
+
+def _renamed_last(folder: Path) -> Path | None:
+    """The weights that config.json names, if they do not have their plain name yet."""
+    if not (folder / "config.json").is_file():
+        return None
+    name = read_config(folder).get("weights")
+    named = isinstance(name, str) and re.fullmatch(r"model-[0-9a-f]{16}\.safetensors", name)
+    return folder / name if named and (folder / name).is_file() else None
 
 
 def _indexed(index: Path) -> list[str]:

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from stub import Brightness
 
-from tastemaker.preferences import finetune as module
 from tastemaker.preferences.batches import (
     batch_loss,
     batches,
@@ -32,6 +31,7 @@ from tastemaker.preferences.batches import (
 )
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.embeddings import content_of
+from tastemaker.preferences.entries import digest
 from tastemaker.preferences.finetune import finetune, float32_heads
 from tastemaker.preferences.head import bradley_terry
 from tastemaker.preferences.trainer import CHECKPOINT
@@ -39,6 +39,7 @@ from tastemaker.ranking.calibrated import fit_tau
 from tastemaker.scorers import load_scorer, resize
 from tastemaker.scorers.personal_files import read_trained_on
 
+module = sys.modules[finetune.__module__]  # its package has the function under that name
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((64, 64), (48, 80), (70, 64))
 
@@ -62,6 +63,13 @@ def compare(folder: Path, count: int, pairs: int, seed: int) -> Comparisons:
         p = 1 / (1 + np.exp(taste(pictures[b]) - taste(pictures[a])))
         rows.append((folder / f"{a}.png", folder / f"{b}.png", 0.5 if rng.random() < 0.1 else p))
     return Comparisons.of(rows)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TASTEMAKER_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -207,16 +215,16 @@ def test_the_card_says_what_it_learned_from_and_how_well(joyquality, data, tmp_p
     )
 
 
-def test_the_hash_is_of_the_comparisons_and_the_contents_of_the_images(data, tmp_path):
+def test_the_hash_is_of_the_comparisons_and_the_contents_of_the_images(nano, data, tmp_path):
     train, _ = data
-    hashed = module._digest(train)
+    hashed = digest(nano, train)
     moved = tmp_path / "moved"
     shutil.copytree(train.images[0].parent, moved)
     images = tuple(moved / path.name for path in train.images)
-    assert module._digest(Comparisons(images, train.pairs, train.p)) == hashed
-    assert module._digest(Comparisons(train.images, train.pairs, 1 - train.p)) != hashed
+    assert digest(nano, Comparisons(images, train.pairs, train.p)) == hashed
+    assert digest(nano, Comparisons(train.images, train.pairs, 1 - train.p)) != hashed
     images[3].write_bytes(images[4].read_bytes())
-    assert module._digest(Comparisons(images, train.pairs, train.p)) != hashed
+    assert digest(nano, Comparisons(images, train.pairs, train.p)) != hashed
 
 
 def test_a_fine_tuned_scorer_is_a_base_too(nano, data, tmp_path):
@@ -554,8 +562,8 @@ def test_missing_and_broken_images_are_named(joyquality, data, tmp_path):
 
 
 def test_a_base_is_not_overwritten(tiny, joyquality, data):
-    with pytest.raises(FileExistsError, match="not fine-tuned: name another folder"):
-        quick(joyquality, *data, tiny)
+    with pytest.raises(FileExistsError, match="did not write, which is never overwritten: name"):
+        quick(joyquality, *data, tiny, overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -101,15 +101,15 @@ def test_a_copy_of_a_picture_that_was_trained_on_tests_nothing(compared, tmp_pat
     assert any("48 copies of others" in note for note in made.notes)
 
 
-def test_only_a_personal_scorer_is_overwritten(compared, tmp_path):
+def test_only_what_training_wrote_is_overwritten(compared, tmp_path):
     comparisons, _ = compared
     config = {"tastemaker": "rali"}
     write_checkpoint(tmp_path / "rali", config, {"weight": torch.ones(1)})
     before = (tmp_path / "rali" / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="no personal scorer, so it is not overwritten"):
+    with pytest.raises(FileExistsError, match="training did not write, which is never overwritten"):
         train(comparisons, out=tmp_path / "rali", overwrite=True)
     assert (tmp_path / "rali" / "model.safetensors").read_bytes() == before
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(FileExistsError, match="training did not write"):
         train(comparisons, out=comparisons.images[0].parent, overwrite=True)
 
 
@@ -213,7 +213,7 @@ def test_a_finished_fine_tune_is_not_replaced_unasked(compared, tmp_path):
     write_checkpoint(out, config, {"weight": torch.ones(1)})
     before = (out / "config.json").read_bytes()
     arguments = ["train", str(tmp_path / "pairs.csv"), "--out", str(out)]
-    for more in (["--full"], [], ["--overwrite"]):
+    for more in (["--full"], []):
         result = CliRunner().invoke(main, [*arguments, *more])
         assert result.exit_code == 1 and "holds" in result.stderr
         assert (out / "config.json").read_bytes() == before
