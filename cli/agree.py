@@ -47,7 +47,8 @@ def command(
     A judge is a file of comparisons (FILE, or STORE=VOTER; a store of several voters is several
     judges) or a scorer (a name, folder or hub id, or NAME=TASK). Scorers judge the pairs that the
     voters judged. Agreement is the share of alike choices where neither has a tie; kappa is Cohen's,
-    with ties as a third outcome.
+    with ties as a third outcome; a dash says that too few pairs are behind a number. Voters of one
+    file come to share pairs as they vote: see `tastemaker vote --help`.
     """
     from ..preferences.agreement import agreement, verdicts_by, verdicts_of
 
@@ -73,6 +74,7 @@ def command(
             click.echo(f"{a} and {b}: {error}", err=True)
     if not found:
         raise ValueError("no two judges share a comparison")
+    _warn_of_few(found)
     _print_json(found) if as_json else _print(found)
 
 
@@ -134,17 +136,31 @@ def _scores(
     return {key(row.path): row.score for row in scores.rows}
 
 
+def _warn_of_few(found: dict[tuple[str, str], Agreement]) -> None:
+    from ..preferences.agreement import FEW
+
+    few = [f"{a} and {b} ({of.decided})" for (a, b), of in found.items() if of.decided < FEW]
+    if few:
+        click.echo(
+            f"Too few pairs in common to tell how alike they judge, fewer than {FEW} that neither "
+            f"calls a tie: {', '.join(few)}",
+            err=True,
+        )
+
+
 def _print(found: dict[tuple[str, str], Agreement]) -> None:
     names = {pair: f"{pair[0]} and {pair[1]}" for pair in found}
     width = max(map(len, names.values()))
     click.echo(f"{'':<{width}}  {HEADER}")
     for pair, a in found.items():
-        shown = [
-            f"{getattr(a, name):.3f} ({a.intervals[name][0]:.3f} to {a.intervals[name][1]:.3f})"
-            for name in ("agreement", "alike", "kappa")
-        ]
+        shown = [_shown(a, name) for name in ("agreement", "alike", "kappa")]
         counts = f"{a.shared:>7} {a.decided:>8}"
         click.echo(f"{names[pair]:<{width}}  {counts}  {shown[0]:<26}{shown[1]:<26}{shown[2]}")
+
+
+def _shown(found: Agreement, name: str) -> str:
+    low, high = found.intervals[name]
+    return f"{getattr(found, name):.3f} ({low:.3f} to {high:.3f})" if found.tells(name) else "-"
 
 
 def _print_json(found: dict[tuple[str, str], Agreement]) -> None:
@@ -154,6 +170,7 @@ def _print_json(found: dict[tuple[str, str], Agreement]) -> None:
     for (a, b), values in found.items():
         row: dict[str, Any] = {"a": a, "b": b, "shared": values.shared, "decided": values.decided}
         for name, (low, high) in values.intervals.items():
-            row[name] = {"value": getattr(values, name), "low": low, "high": high}
+            told = {"value": getattr(values, name), "low": low, "high": high}
+            row[name] = told if values.tells(name) else dict.fromkeys(told)
         rows.append(row)
     echo_json(rows)

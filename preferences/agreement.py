@@ -21,6 +21,7 @@ from .comparisons import Comparisons
 
 Pair = tuple[Hashable, Hashable]  # two images, in a fixed order
 Verdicts = Mapping[Pair, float]  # probability that the first of the pair is preferred
+FEW = 5  # from fewer pairs Wilson's interval is about half of [0, 1] or more, whatever was counted
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Agreement:
     alike: float
     kappa: float
     intervals: Mapping[str, Interval]
+
+    def tells(self, name: str) -> bool:
+        """Whether so many pairs are behind that one of the three that it says anything."""
+        counted = self.decided if name == "agreement" else self.shared
+        return counted >= FEW and not math.isnan(getattr(self, name))
 
 
 def verdicts_of(

@@ -387,6 +387,27 @@ def test_files_are_known_by_contents_where_paths_differ(run, tmp_path):
     assert lines[0].startswith("1: p.csv and 2: p.csv")
 
 
+def test_pairs_in_common_that_are_too_few_give_no_numbers_but_a_line(run, tmp_path):
+    paths = greys(tmp_path / "in", 10)
+    voters = {"anna": [0] * 9, "ben": [1], "cleo": [0, 1] + [0.5] * 6, "dora": [0, 0, 0, 0, 1]}
+    store = votes_of(tmp_path, paths, voters)
+    result = run("agree", store)
+    (warning,) = result.stderr.splitlines()
+    assert "Too few pairs in common" in warning
+    assert "votes.db=anna and votes.db=ben (1), votes.db=anna and votes.db=cleo (2)" in warning
+    assert "votes.db=anna and votes.db=dora" not in warning
+    rows = (line.split("  ", 1) for line in result.stdout.splitlines())
+    lines = {name.removeprefix("votes.db="): cells.split() for name, cells in rows}
+    assert lines["anna and votes.db=ben"] == ["1", "1", "-", "-", "-"]
+    assert lines["anna and votes.db=cleo"][:4] == ["8", "2", "-", "0.125"], "ties are outcomes"
+    assert lines["anna and votes.db=dora"][:3] == ["5", "5", "0.800"]
+    assert "nan" not in result.stdout and "-1.000" not in result.stdout
+    rows = json.loads(run("agree", store, "--json").stdout)
+    (one,) = (row for row in rows if (row["a"], row["b"]) == ("votes.db=anna", "votes.db=ben"))
+    assert (one["shared"], one["decided"]) == (1, 1)
+    assert one["kappa"] == {"value": None, "low": None, "high": None} == one["agreement"]
+
+
 def test_agree_needs_two_judges_and_a_voter(run, tmp_path):
     paths = greys(tmp_path / "in", 4)
     write_comparisons(tmp_path / "p.csv", Comparisons.of(compared(paths, 5)))
