@@ -25,7 +25,7 @@ CHUNK = 8  # pictures embedded at a time; between them, new votes are learned fr
 REPLAY = 10  # of earlier votes, a tenth more is guessed by each fit
 WINDOW = 30  # votes behind each point of the curve
 POINTS = 40  # of the curve
-PAUSED = "Something went wrong: the next vote tries again. No vote is lost; the terminal says more."
+PAUSED = "Learning failed: the next vote tries again. No vote is lost; the terminal says why."
 
 log = logging.getLogger(__name__)
 
