@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     type=EXISTING_FILE,
     help="Comparisons or votes (or a CSV of winner,loser): fit tau and b too.",
 )
+@click.option("--voter", help="Of a store of votes: whose. [default: the only one's]")
 @click.option("--name", help="What the set is called. [default: the PATHS]")
 @click.option(
     "--out", type=OUTPUT_FILE, default=Path("reference.json"), show_default=True, help="The file."
@@ -51,6 +52,7 @@ def command(
     options: ScorerOptions,
     scorers: tuple[str, ...],
     pairs: Path | None,
+    voter: str | None,
     name: str | None,
     out: Path,
 ) -> None:
@@ -64,11 +66,13 @@ def command(
     from .calibration import read_pairs
     from .scoring import scores_for
 
+    if voter is not None and not pairs:
+        raise click.UsageError("--voter goes with --pairs")
     if source.journal and len(scorers) > 1:
         raise click.UsageError("one journal holds one scorer: leave --journal out")
     if len(set(scorers)) < len(scorers):
         raise click.UsageError("a scorer is named twice")
-    compared = read_pairs(pairs) if pairs else None
+    compared = read_pairs(pairs, voter) if pairs else None
     members, rows = [], []
     for each in scorers:
         own = with_scorer(options, each)

@@ -15,19 +15,24 @@ from .scoring import Scores
 Pair = tuple[Path, Path, float]  # two pictures, and the probability that the first is preferred
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, voter: str | None = None) -> list[Pair]:
     """Comparisons from a CSV of `winner,loser` paths, or from a file of comparisons or votes.
 
     The header of `winner,loser` may be missing. Of a file that sets comparisons apart for testing,
     those: what a scorer was trained on says nothing of how sure it may be.
 
+    Args:
+        voter: of a store of votes, whose; needed where it holds those of several.
+
     Raises:
-        ValueError: naming the file and the line that is no comparison.
+        ValueError: naming the file, and the line that is no comparison or who its voters are.
     """
     from .judged import is_comparisons, read_part
 
     if is_comparisons(path):
-        return list(read_part(path)[0].rows())
+        return list(read_part(path, voter=voter)[0].rows())
+    if voter is not None:
+        raise ValueError(f"{path} has no voters: --voter goes with a store of votes")
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = csv.reader(file)
         try:

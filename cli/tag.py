@@ -37,6 +37,7 @@ SHOWN = 5
 @click.option("--labels", help="Words from worst to best, with commas between. [default: five]")
 @click.option("--calibration", type=EXISTING_FILE, help="From tastemaker calibrate --pairs.")
 @click.option("--pairs", type=EXISTING_FILE, help="Comparisons or votes, to calibrate here.")
+@click.option("--voter", help="Of a store of votes: whose. [default: the only one's]")
 @click.option("--tau", type=float, help="Score difference that makes the odds e to 1.")
 @click.option("--b", type=float, help="Score of rank 5. [default: the set's mean rank becomes 5]")
 @click.option("--export", type=OUTPUT_FILE, help="Write a table with a column `tag`.")
@@ -50,6 +51,7 @@ def command(
     labels: str | None,
     calibration: Path | None,
     pairs: Path | None,
+    voter: str | None,
     tau: float | None,
     b: float | None,
     export: Path | None,
@@ -63,6 +65,8 @@ def command(
     """
     how = {"calibration": calibration, "pairs": pairs, "tau": tau}
     _check(method, how, b)
+    if voter is not None and not pairs:
+        raise click.UsageError("--voter goes with --pairs")
     from . import sidecars as files
     from .export import check_suffix
     from .scoring import scores_for
@@ -72,7 +76,7 @@ def command(
         check_suffix(export)
     files.check_suffix(suffix)
     scores = scores_for(source, options)
-    tags = tags_of(scores, names, method, b=b, **how)
+    tags = tags_of(scores, names, method, b=b, voter=voter, **how)
     for name in reversed(names):
         click.echo(f"{tags.count(name):>8}  {name}")
     click.echo(f"{tags.count(None):>8}  no score")
@@ -90,6 +94,7 @@ def tags_of(
     *,
     calibration: Path | None = None,
     pairs: Path | None = None,
+    voter: str | None = None,
     tau: float | None = None,
     b: float | None = None,
 ) -> list[str | None]:
@@ -105,7 +110,7 @@ def tags_of(
     elif b is not None and tau is not None:
         fitted = ranking.Calibration(tau, b)
     else:
-        fitted = fit(scores, read_pairs(pairs) if pairs else [], tau)
+        fitted = fit(scores, read_pairs(pairs, voter) if pairs else [], tau)
     click.echo(f"tau {fitted.tau:.6g}, b {fitted.b:.6g}")
     ranks = fitted.rank(scores.values)
     return ranking.quality_tags(ranking.rank_bucket(ranks, len(names)), names)

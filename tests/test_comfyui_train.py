@@ -136,6 +136,24 @@ def test_the_pages_store_is_in_the_menu(comfyui, compared):
     assert comfyui.executed(comfyui.run(prompt)) == {"train"}, "one more vote"
 
 
+def test_two_voters_are_not_one_taste(comfyui, compared):
+    images, radii = compared
+    store = Votes(comfyui.base / "input" / "shared.sqlite", images[0].parent)
+    rows = {frozenset((a, b)): (a, b, p) for a, b, p in compare(images, radii, 40, seed=4).rows()}
+    for a, b, p in rows.values():
+        store.add("me", a, b, "left" if p else "right")
+    for a, b, p in list(rows.values())[:9]:
+        store.add("bob", a, b, "right" if p else "left")
+    prompt = training("shared.sqlite", name="of-one", test_fraction=0)
+    several = rf"several: me \({len(rows)}\), bob \(9\); name one"
+    with pytest.raises(ExecutionError, match=several):
+        comfyui.run(prompt)
+    prompt["train"]["inputs"]["voter"] = "bob"
+    comfyui.run(prompt)
+    config = json.loads((folder_of(comfyui, "of-one") / "config.json").read_text())
+    assert config["data"]["comparisons"] == 9
+
+
 def test_what_has_an_embedding_is_a_base(comfyui, compared):
     images, _ = compared
     bases = listed(comfyui, NODE, "base")

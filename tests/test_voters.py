@@ -55,6 +55,23 @@ def test_a_file_without_voters_has_none_to_name(run, folder):
 
 def test_a_scorer_is_evaluated_against_one_voter(run, store):
     assert SEVERAL in run.error("evaluate", "nano", store.path)
+    found = run("evaluate", "nano", store.path, "--voter", "bob", "--rounds", 10).stdout
+    assert "votes.sqlite, bob: 3 comparisons" in found
+
+
+def test_scores_are_calibrated_to_one_voter(monkeypatch, store, folder):
+    run = Cli(monkeypatch, folder / "home")
+    measure = ("calibrate", folder, "--scorer", "nano", "--out", folder / "reference.json")
+    tag = ("tag", folder, "--method", "calibrated")
+    for command in (measure, tag):
+        assert SEVERAL in run.error(*command, "--pairs", store.path)
+        error = run.error(*command, "--pairs", store.path, "--voter", "eve")
+        assert "no votes of eve" in error
+    assert "--voter goes with --pairs" in run.usage_error(*measure, "--voter", "me")
+    assert "--voter goes with --pairs" in run.usage_error("tag", folder, "--voter", "me")
+    (folder / "pairs.csv").write_text("winner,loser\n0.png,1.png\n")
+    error = run.error(*measure, "--pairs", folder / "pairs.csv", "--voter", "me")
+    assert "pairs.csv has no voters: --voter goes with a store of votes" in error
 
 
 @pytest.mark.parametrize("voter", ["me", "bob"])
