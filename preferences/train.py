@@ -153,7 +153,7 @@ def prepared(
     """What to train on, what to hold out, how many were left out between them, and what was noticed.
 
     Raises:
-        ValueError: images that are missing; comparisons that cannot be divided.
+        ValueError: images that are missing or no pictures; comparisons that cannot be divided.
     """
     lines: list[str] = []
     if not isinstance(comparisons, Comparisons):
@@ -164,8 +164,8 @@ def prepared(
         test = own if test is None else test
     found = problems(comparisons, test)
     lines += found.lines()
-    if found.missing:
-        raise ValueError(next(found.lines()))
+    if found.faults:
+        raise ValueError(found.faults)
     same = first_copies([*comparisons.images, *(test.images if test is not None else ())])
     if copies := [image for image, first in same.items() if image != first]:
         lines.append(f"{len(copies)} copies of others, one image each: {copies[0]}")

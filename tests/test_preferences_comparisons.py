@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tastemaker.preferences.asking import read_queue
 from tastemaker.preferences.comparisons import (
@@ -138,9 +139,14 @@ def test_what_a_file_cannot_hold(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def picture(path: Path) -> Path:
+    Image.new("RGB", (4, 3)).save(path, "PNG")
+    return path
+
+
 def test_problems_are_named(tmp_path):
     for name in "abcde":
-        (tmp_path / name).touch()
+        picture(tmp_path / name)
     path = {name: tmp_path / name for name in "abcdex"}
     train = [
         ("a", "b", 1),
@@ -162,9 +168,35 @@ def test_problems_are_named(tmp_path):
 
 
 def test_no_problems(tmp_path):
-    (tmp_path / "a").touch(), (tmp_path / "b").touch()
+    picture(tmp_path / "a"), picture(tmp_path / "b")
     found = problems(Comparisons.of([(tmp_path / "a", tmp_path / "b", 0.5)]))
     assert not found and not list(found.lines())
+
+
+def test_what_is_no_picture_is_named_with_what_is_missing(tmp_path):
+    good = [picture(tmp_path / f"{i}.png") for i in range(3)]
+    broken = [tmp_path / name for name in ("empty.png", "text.jpg", "folder.png", "cut.webp")]
+    broken[0].touch(), broken[1].write_text("no picture"), broken[2].mkdir()
+    Image.new("RGB", (64, 64)).save(broken[3])
+    broken[3].write_bytes(broken[3].read_bytes()[:20])
+    pairs = [(image, good[0], 1) for image in [*broken, *good[1:], tmp_path / "gone.png"]]
+    found = problems(Comparisons.of(pairs))
+    assert set(found.unreadable) == {broken[0], broken[1], broken[3]}
+    assert set(found.missing) == {broken[2], tmp_path / "gone.png"}
+    assert found.faults.startswith("2 missing: ") and "; 3 no pictures: " in found.faults
+    assert all(str(image) in found.faults for image in broken) and "\n" not in found.faults
+    assert not problems(Comparisons.of([(good[0], good[1], 1)])).faults
+
+
+@given(st.floats(0, 1), st.booleans())
+def test_the_same_comparison_seen_from_the_other_side_is_a_duplicate(p, twice):
+    mirrored = Comparisons.of([("a", "b", p), ("b", "a", 1 - p)] * (2 if twice else 1))
+    found = problems(mirrored)
+    assert len(found.duplicates) == 1 and not found.contradictions
+    decimal = Comparisons.of([("a", "b", 0.3), ("b", "a", 0.7)])
+    assert len(problems(decimal).duplicates) == 1
+    other = Comparisons.of([("a", "b", p), ("b", "a", 1 - p - 0.01 if p < 0.5 else 1.01 - p)])
+    assert not problems(other).duplicates
 
 
 def test_ties_contradict_nothing():
@@ -206,3 +238,5 @@ def test_a_cell_without_end_is_said(tmp_path, line):
     (tmp_path / "p.csv").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"line \d of .*p.csv: field larger"):
         read_comparisons(tmp_path / "p.csv")
+    with pytest.raises(ValueError, match=r"p.csv, line \d: field larger"):
+        read_queue(tmp_path / "p.csv")

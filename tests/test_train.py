@@ -142,6 +142,21 @@ def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
     assert not (tmp_path / "taste").exists()
 
 
+def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
+    compared, tmp_path, monkeypatch
+):
+    comparisons, _ = compared
+    broken = [tmp_path / f"broken{i}.png" for i in range(5)]
+    for path in broken:
+        path.write_text("no picture")
+    images = (*broken, tmp_path / "gone.png", *comparisons.images[6:])
+    monkeypatch.setattr("tastemaker.preferences.train.load_scorer", None)  # nothing is loaded
+    named = r"1 missing: .*gone.png; 5 no pictures: .*broken0.png; .*broken\d.png; .* and 2 more$"
+    with pytest.raises(ValueError, match=named):
+        train(Comparisons(images, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
+    assert not (tmp_path / "taste").exists()
+
+
 def test_with_nothing_held_out_cross_validation_measures(compared, tmp_path):
     comparisons, _ = compared
     made = train(comparisons, out=tmp_path / "taste", test_fraction=0, progress=False)
