@@ -1,7 +1,8 @@
 """The journal: an SQLite file that keeps the scores of one fingerprint, and survives any kill.
 
 An image is known by its absolute path, size and modification time: one that changes is scored
-again. Failures are kept too. The scores of a million images are never in memory together: the
+again. Failures are kept too, save those that may pass: memory that ran out, a disk that did not
+answer. Such pictures are tried again by the next run. The scores of a million images are never in memory together: the
 images of a run are listed in a temporary table on disk, which also fixes their order.
 """
 
@@ -24,7 +25,7 @@ from ..scorers.home import home
 
 APPLICATION_ID = 0x7461_7374  # "tast"
 FORMAT = 1
-FLUSH_SECONDS, FLUSH_ROWS = 1.0, 1000  # what a kill can cost
+FLUSH_SECONDS, FLUSH_ROWS = 1.0, 1000  # between the flushes of who records one by one
 PAGE = 1000
 
 _TABLES = f"""
@@ -38,6 +39,8 @@ PRAGMA user_version = {FORMAT};
 _ASKED = """
 CREATE TEMP TABLE asked (position INTEGER PRIMARY KEY, path UNIQUE, size INTEGER, mtime_ns INTEGER)
 """
+# Failures that may pass: they belong to this run.
+_PASSING = "CREATE TEMP TABLE passing (path PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID"
 # The images of this run, with their scores where they are known.
 _JOINED = """
 FROM asked LEFT JOIN scores
@@ -131,10 +134,24 @@ class Journal:
         for _, path, *state in self._pages(f"{query} WHERE scores.path IS NULL AND position > ?"):
             yield Entry(os.fsdecode(path), *state)
 
-    def record(self, entry: Entry, score: float, error: str | None = None) -> None:
-        """Keeps a result: within a second, or a thousand results, it is safe from any kill."""
+    def record(
+        self, entry: Entry, score: float, error: str | None = None, passing: bool = False
+    ) -> None:
+        """Takes a result, which no kill can cost once it is flushed.
+
+        That happens by itself with the thousandth, and with the first that comes a second after the
+        last flush; whoever waits for the next result flushes first.
+
+        Args:
+            passing: the error is none of the image's: the next run tries it again.
+        """
         if math.isnan(score):
             score, error = None, error or "the scorer returned NaN"
+        if passing:
+            self._db.execute(
+                "INSERT OR REPLACE INTO passing VALUES (?, ?)", (sqlite_key(entry.path), error)
+            )
+            return
         self._pending.append((sqlite_key(entry.path), entry.size, entry.mtime_ns, score, error))
         if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
@@ -151,10 +168,11 @@ class Journal:
 
     def rows(self, only_errors: bool = False) -> Iterator[Row]:
         """The images of this run in order. One that nothing is known of has an error that says so."""
-        query = f"SELECT position, asked.path, score, error, scores.path IS NULL {_JOINED}"
+        error = "CASE WHEN scores.path IS NULL THEN coalesce(reason, 'not scored') ELSE error END"
+        query = f"SELECT position, asked.path, score, {error} {_JOINED} LEFT JOIN passing"
         condition = "score IS NULL AND position > ?" if only_errors else "position > ?"
-        for _, path, score, error, unknown in self._pages(f"{query} WHERE {condition}"):
-            yield _row(path, score, "not scored" if unknown else error)
+        for _, *row in self._pages(f"{query} ON passing.path = asked.path WHERE {condition}"):
+            yield _row(*row)
 
     def all_rows(self) -> Iterator[Row]:
         """Everything in the journal, by path."""
@@ -165,6 +183,10 @@ class Journal:
         """Of the images of this run."""
         counts = "count(*), count(*) - count(score), avg(score), min(score), max(score)"
         return Summary(*self._db.execute(f"SELECT {counts} {_JOINED}").fetchone())
+
+    def passing_count(self) -> int:
+        """How many images of this run failed in a way that may pass."""
+        return self._value("SELECT count(*) FROM passing")
 
     def _open(self, card: ScorerCard | None) -> ScorerCard:
         if card is not None and self._is_empty():
@@ -182,6 +204,7 @@ class Journal:
         # With a write-ahead log, a kill loses nothing that was committed.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(_ASKED)
+        self._db.execute(_PASSING)
         return stored
 
     def _create(self, card: ScorerCard) -> None:

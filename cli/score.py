@@ -55,5 +55,7 @@ def report(run: Run) -> bool:
             click.echo(f"  {row.path}: {row.error}", err=True)
         if summary.errors > SHOWN_ERRORS:
             click.echo(f"  and {summary.errors - SHOWN_ERRORS} more", err=True)
+        if passing := run.journal.passing_count():
+            click.echo(f"  {passing} of them may pass: the next run tries again", err=True)
     click.echo(f"journal: {run.journal.path}")
     return summary.errors == summary.images

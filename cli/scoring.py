@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 
 from ..report.rows import Row, Scores
 from ..scorers import Scored, Scorer
-from ..scorers.stream import out_of_memory
+from ..scorers.stream import out_of_memory, score_batches
 from ..scorers.video import is_video, read_video
 from . import one_line
 from .export import read_table
 from .files import expand
 from .journal import Entry, Journal, is_journal
 from .options import ScorerOptions, SourceOptions, load_from_options
+from .stopping import stopped_as_by_ctrl_c
 
 __all__ = ["Row", "Run", "Scores", "scored", "scores_for", "scores_of"]
 
@@ -95,12 +96,16 @@ def scored(
 def _score_missing(scorer: Scorer, journal: Journal, count: int, batch_size: int | None) -> None:
     pictures = (entry for entry in journal.missing() if not is_video(entry.path))
     videos = (entry for entry in journal.missing() if is_video(entry.path))
-    results = chain(scorer.score_iter(pictures, batch_size), _score_videos(scorer, videos))
+    scored_pictures = score_batches(scorer, pictures, batch_size, "nan")
+    batches = chain(scored_pictures, ([video] for video in _score_videos(scorer, videos)))
     with tqdm(total=count, unit="image", desc=journal.card.name, disable=None) as bar:
         try:
-            for result in results:
-                journal.record(result.item, result.score, result.error)
-                bar.update()
+            with stopped_as_by_ctrl_c():
+                for batch in batches:
+                    for result in batch:
+                        journal.record(*result)
+                    journal.flush()  # the next batch may take long
+                    bar.update(len(batch))
         except KeyboardInterrupt:
             click.echo("Stopped: what was scored is kept, the same command goes on", err=True)
             raise
@@ -115,8 +120,10 @@ def _score_videos(scorer: Scorer, entries: Iterable[Entry]) -> Iterator[Scored]:
         except ImportError as error:
             click.echo(f"Warning: videos are not scored: {one_line(error)}", err=True)
             return  # not recorded: they are scored as soon as PyAV is there
-        except (ValueError, OSError) as error:
+        except FileNotFoundError as error:
             yield Scored(entry, float("nan"), one_line(error))
+        except (ValueError, OSError) as error:
+            yield Scored(entry, float("nan"), one_line(error), isinstance(error, OSError))
         else:
             yield _score_video(scorer, entry, frames)
 
@@ -126,12 +133,13 @@ def _score_video(scorer: Scorer, entry: Entry, frames: Tensor) -> Scored:
     try:
         return Scored(entry, float(scorer.score_video(frames.to(scorer.device))))
     except (ValueError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, ValueError) and not out_of_memory(error):
+        passing = out_of_memory(error)
+        if not isinstance(error, ValueError) and not passing:
             raise  # nothing of this one video: it would happen to all
         message = one_line(error)
     if torch.cuda.is_available():  # outside the handler: the traceback holds what was made so far
         torch.cuda.empty_cache()
-    return Scored(entry, float("nan"), message)
+    return Scored(entry, float("nan"), message, passing)
 
 
 def _existing(source: Path, paths: Sequence[str], exclude: Iterable[Path]) -> Scores:

@@ -235,7 +235,7 @@ def _scored(
 ) -> Iterator[tuple[float, str | None]]:
     """8-bit pictures [3, H, W] to scores, and why one has none."""
     if not (prompt and pixels and heeds_prompts(scorer)):
-        for _, score, error in scorer.score_iter(pixels, batch_size=batch):
+        for _, score, error, _ in scorer.score_iter(pixels, batch_size=batch):
             yield score, error
         return
     images = unit_range(torch.stack(pixels).to(scorer.device))

@@ -7,7 +7,9 @@ applied, 16-bit pictures are scaled rather than clipped, and the first frame sta
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,18 @@ DAMAGE = (
     EOFError,
     struct.error,
 )
+# What the system says of a position that a damaged file names, as in a seek before its begin.
+_NONSENSE = (errno.EINVAL, errno.EOVERFLOW, errno.ERANGE, errno.EDOM)
+_SPECIAL = {
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+class Unsupported(ValueError):
+    """A whole picture of a kind that is not read."""
 
 
 def decode(item: Any) -> Tensor:
@@ -38,6 +52,7 @@ def decode(item: Any) -> Tensor:
 
     Raises:
         FileNotFoundError, ValueError, TypeError: in one line that names the file or the value.
+        OSError, but no FileNotFoundError: the file could not be read just now; it may be whole.
     """
     if isinstance(item, Tensor):
         return check_tensor(item)
@@ -51,6 +66,8 @@ def decode(item: Any) -> Tensor:
 def read_picture(path: Path) -> Tensor:
     """The first frame of a picture file as uint8 [3, H, W], upright."""
     try:
+        if kind := special(path):  # to open it could wait for ever
+            raise Unsupported(f"a {kind}")
         with Image.open(path) as picture:
             return to_uint8(picture)
     except FileNotFoundError:
@@ -62,9 +79,30 @@ def read_picture(path: Path) -> Tensor:
     except Image.DecompressionBombError as error:
         raise ValueError(f"too large to open safely: {path} ({error})") from None
     except PermissionError:
-        raise ValueError(f"may not be read: {path}") from None
+        raise PermissionError(f"may not be read: {path}") from None
+    except Unsupported as error:
+        raise ValueError(f"unsupported picture: {path} ({error})") from None
     except DAMAGE as error:
+        if of_the_system(error):
+            raise OSError(f"cannot be read now: {path} ({error.strerror})") from None
         raise ValueError(f"damaged picture: {path} ({_first_line(error)})") from None
+
+
+def special(path: str | os.PathLike) -> str | None:
+    """What a file is that is no regular one and no folder: "named pipe", "socket" or "device".
+
+    Raises OSError where there is no file.
+    """
+    return _SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode))
+
+
+def of_the_system(error: BaseException) -> bool:
+    """Whether it is the disk's, the network's or the system's, not that of the file's contents."""
+    return (
+        isinstance(error, OSError)
+        and error.errno in errno.errorcode
+        and error.errno not in _NONSENSE
+    )
 
 
 def to_uint8(picture: Image.Image) -> Tensor:
@@ -72,7 +110,7 @@ def to_uint8(picture: Image.Image) -> Tensor:
     if 0 in picture.size:
         raise ValueError(f"a picture without pixels: {picture.size[0]}x{picture.size[1]}")
     if picture.size[0] * picture.size[1] > MAX_PIXELS:
-        raise ValueError(
+        raise Unsupported(
             f"a picture of {picture.size[0]}x{picture.size[1]} is over {MAX_PIXELS} px"
         )
     rgb = as_rgb(ImageOps.exif_transpose(picture))
@@ -84,10 +122,10 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         wide = np.asarray(picture).astype(np.int64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError(f"pixels outside 16 bits: {wide.min()} to {wide.max()}")
+            raise Unsupported(f"pixels outside 16 bits: {wide.min()} to {wide.max()}")
         picture = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif picture.mode == "F":
-        raise ValueError(
+        raise Unsupported(
             "a floating-point picture has no defined white: convert it to 8 or 16 bits"
         )
     return picture.convert("RGB")

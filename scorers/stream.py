@@ -31,6 +31,9 @@ class Scored(NamedTuple):
     item: Any
     score: float
     error: str | None = None
+    passing: bool = (
+        False  # the error is none of the picture's: memory ran out, a disk did not answer
+    )
 
 
 def score_all(
@@ -47,29 +50,64 @@ def score_stream(
     scorer: Scorer, images: Iterable, batch_size: int | None, on_error: str
 ) -> Iterator[Scored]:
     """Yields `Scored` in the order of `images`; see `Scorer.score_iter`."""
+    return _in_order(_checked_batches(scorer, images, batch_size, on_error))
+
+
+def score_batches(
+    scorer: Scorer, images: Iterable, batch_size: int | None, on_error: str
+) -> Iterator[list[Scored]]:
+    """What `score_stream` yields, as soon as it is known: a batch at a time, in no order."""
+    batches = _checked_batches(scorer, images, batch_size, on_error)
+    return ([scored for _, scored in batch] for batch in batches)
+
+
+def _checked_batches(
+    scorer: Scorer, images: Iterable, batch_size: int | None, on_error: str
+) -> Iterator[list[tuple[int, Scored]]]:
     if on_error not in ("raise", "nan"):
         raise ValueError(f'on_error must be "raise" or "nan", got {on_error!r}')
     if isinstance(images, (str, bytes, os.PathLike)):
         raise TypeError(f"score takes several images, got one path: [{str(images)!r}]")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    return _stream(scorer, images, batch_size or scorer.default_batch_size, on_error)
+    return _batches(scorer, images, batch_size or scorer.default_batch_size, on_error)
 
 
-def _stream(scorer: Scorer, images: Iterable, batch_size: int, on_error: str) -> Iterator[Scored]:
+def _batches(
+    scorer: Scorer, images: Iterable, batch_size: int, on_error: str
+) -> Iterator[list[tuple[int, Scored]]]:
+    """Results with their positions in `images`: what cannot be read, then batch by batch."""
     batcher = _Batcher(scorer, batch_size, on_error)
+    begin = 0
     for window in _windows(decode_ahead(images, scorer), WINDOW_BATCHES * batch_size):
-        if on_error == "raise":
-            for _, decoded in window:
-                if isinstance(decoded, Exception):
-                    raise decoded
-        pictures = [d for _, d in window if not isinstance(d, Exception)]
-        scores = iter(batcher.score(pictures))
-        for item, decoded in window:
-            if isinstance(decoded, Exception):
-                yield Scored(item, float("nan"), _one_line(decoded))
-            else:
-                yield Scored(item, *next(scores))
+        items = [item for item, _ in window]
+        broken = {i: d for i, (_, d) in enumerate(window) if isinstance(d, Exception)}
+        if broken and on_error == "raise":
+            raise next(iter(broken.values()))
+        if broken:
+            yield [(begin + i, _unread(items[i], error)) for i, error in broken.items()]
+        pictures = {i: d for i, (_, d) in enumerate(window) if i not in broken}
+        for batch in batcher.score(pictures):
+            yield [(begin + i, Scored(items[i], *result)) for i, *result in batch]
+        begin += len(window)
+
+
+def _in_order(batches: Iterable[list[tuple[int, Scored]]]) -> Iterator[Scored]:
+    """Each result when it is its turn."""
+    early: dict[int, Scored] = {}
+    turn = 0
+    for batch in batches:
+        early.update(batch)
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+
+
+def _unread(item: Any, error: Exception) -> Scored:
+    """A missing file is no passing failure: when it comes, it is another file."""
+    passing = isinstance(error, (OSError, MemoryError))
+    passing = passing and not isinstance(error, FileNotFoundError)
+    return Scored(item, float("nan"), _one_line(error), passing)
 
 
 def _one_line(error: Exception) -> str:
@@ -121,52 +159,83 @@ def _windows(stream: Iterator, count: int) -> Iterator[list]:
 
 
 class _Batcher:
-    """Scores pictures of mixed sizes in batches, halving the batch when memory runs out.
+    """Scores pictures of mixed sizes in batches, halving them where memory runs out.
 
-    A single picture that does not fit raises, or with `on_error` "nan" is that picture's error.
+    What did not fit is remembered by size: so many pictures of that size or larger are not tried
+    again, smaller ones go on with the full batch. A single picture that does not fit raises, or with
+    `on_error` "nan" is that picture's error.
     """
 
     def __init__(self, scorer: Scorer, batch_size: int, on_error: str):
         self.scorer, self.batch_size, self.on_error = scorer, batch_size, on_error
+        self.limits: dict[int, int] = {}  # pixels of a picture -> how many such at most
 
-    def score(self, pictures: list[Tensor]) -> list[tuple[float, str | None]]:
-        """Pictures [3, H, W], uint8 or floating point, to (score, error) in the same order."""
-        order: list[int] = []
-        errors: dict[int, str] = {}
-        values: list[Tensor] = []
-        with torch.inference_mode():
-            for indices in self._groups(pictures):
-                while indices:
-                    chunk = indices[: self.batch_size]
-                    scores = self._try([pictures[i] for i in chunk])
-                    if isinstance(scores, str) and len(chunk) > 1:
-                        self.batch_size = len(chunk) // 2
-                        continue
-                    if isinstance(scores, str):
-                        errors[chunk[0]] = scores
-                    else:
-                        order += chunk
-                        values.append(scores)
-                    indices = indices[len(chunk) :]
-            # One copy to the host for the whole window, so that the device never waits in between.
-            flat = torch.cat(values).cpu() if values else torch.zeros(0)
-        rows = flat.tolist() if flat.ndim == 1 else flat.unbind()  # of what gives features, [N, D]
-        result = dict(zip(order, rows, strict=True))
-        return [(result.get(i, float("nan")), errors.get(i)) for i in range(len(pictures))]
+    def score(self, pictures: dict[int, Tensor]) -> Iterator[list[tuple]]:
+        """Pictures [3, H, W], uint8 or floating point, by index.
 
-    def _groups(self, pictures: list[Tensor]) -> list[list[int]]:
-        """Indices of pictures whose model input has one shape, those of one source size adjacent."""
+        Yields, batch by batch, (index, score, error, whether the error may pass).
+        """
+        started = self._started(pictures)
+        if self.scorer.device.type == "cuda":
+            started = _one_behind(started)  # so that the device never waits for the host
+        for indices, scores, event in started:
+            if isinstance(scores, str):
+                yield [(i, float("nan"), scores, True) for i in indices]
+                continue
+            if event:
+                event.synchronize()
+            # Of what gives features, [N, D], one row each.
+            rows = scores.tolist() if scores.ndim == 1 else scores.unbind()
+            yield [(i, row, None, False) for i, row in zip(indices, rows, strict=True)]
+
+    def _started(self, pictures: dict[int, Tensor]) -> Iterator[tuple[list[int], Any, Any]]:
+        """Indices; their scores on their way to the host, or what was said; the event of arrival."""
+        pixels = {i: self._pixels(picture) for i, picture in pictures.items()}
+        for indices in self._groups(pictures, pixels):
+            while indices:
+                chunk = indices[: self._fitting([pixels[i] for i in indices])]
+                scores = self._try([pictures[i] for i in chunk])
+                if isinstance(scores, str) and len(chunk) > 1:
+                    self._limit(pixels[chunk[-1]], len(chunk) // 2)
+                    continue
+                indices = indices[len(chunk) :]
+                yield chunk, *((scores, None) if isinstance(scores, str) else _to_host(scores))
+
+    def _pixels(self, picture: Tensor) -> int:
+        """What its memory goes by: the pixels that it has, and those that the model sees."""
+        height, width = self.scorer.input_size(*picture.shape[1:])
+        return picture[0].numel() + height * width
+
+    def _fitting(self, pixels: list[int]) -> int:
+        """How many of the first pictures, smallest first, go into one batch."""
+        most = self.batch_size
+        for n, size in enumerate(pixels):
+            most = min([most, *(count for least, count in self.limits.items() if least <= size)])
+            if n >= most:
+                return n
+        return len(pixels)
+
+    def _limit(self, pixels: int, count: int) -> None:
+        """Remembers a limit, and forgets those that it implies: there are never many."""
+        rest = {p: n for p, n in self.limits.items() if p < pixels or n < count}
+        self.limits = rest | {pixels: count}
+
+    def _groups(self, pictures: dict[int, Tensor], pixels: dict[int, int]) -> list[list[int]]:
+        """Indices of pictures whose model input has one shape, smallest first, equals adjacent."""
         groups: dict[Any, list[int]] = defaultdict(list)
-        for i, picture in enumerate(pictures):
+        for i, picture in pictures.items():
             groups[self.scorer.input_size(*picture.shape[1:])].append(i)
         for indices in groups.values():
-            indices.sort(key=lambda i: (tuple(pictures[i].shape), str(pictures[i].dtype)))
+            indices.sort(
+                key=lambda i: (pixels[i], tuple(pictures[i].shape), str(pictures[i].dtype))
+            )
         return list(groups.values())
 
     def _try(self, pictures: list[Tensor]) -> Tensor | str:
         """Scores of one batch, or what was said when memory ran out."""
         try:
-            return self.scorer.score_runs(self._on_device(run) for run in _runs(pictures))
+            with torch.inference_mode():
+                return self.scorer.score_runs(self._on_device(run) for run in _runs(pictures))
         except (RuntimeError, MemoryError) as error:
             alone = len(pictures) == 1 and self.on_error == "raise"
             if alone or not out_of_memory(error):
@@ -181,6 +250,27 @@ class _Batcher:
         if self.scorer.device.type == "cuda" and stacked.device.type == "cpu":
             stacked = stacked.pin_memory()
         return stacked.to(self.scorer.device, non_blocking=True)
+
+
+def _to_host(scores: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and on a GPU the event after which it is there."""
+    on_gpu = scores.device.type == "cuda"
+    host = scores.to("cpu", non_blocking=on_gpu, copy=True)
+    if not on_gpu:
+        return host, None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(scores.device))
+    return host, event
+
+
+def _one_behind(items: Iterable) -> Iterator:
+    """The same, each given when the next one is there."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _runs(pictures: list[Tensor]) -> list[list[Tensor]]:

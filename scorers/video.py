@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .decode import of_the_system
+
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".flv", ".m4v")
 
 
@@ -44,6 +46,7 @@ def read_video(path: str | Path, frames: int = 8) -> Tensor:
     Raises:
         ImportError: without PyAV.
         FileNotFoundError, ValueError: no such file; no video in it, no frames, damaged or cut off.
+        OSError, but no FileNotFoundError: the file could not be read just now; it may be whole.
     """
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
@@ -56,6 +59,8 @@ def read_video(path: str | Path, frames: int = 8) -> Tensor:
         if found != total and found:
             kept, found = _decode(av, path, uniform_indices(found, frames))
     except (av.error.FFmpegError, EOFError) as error:
+        if of_the_system(error):
+            raise OSError(f"cannot be read now: {path} ({_reason(error)})") from None
         raise ValueError(f"damaged video: {path} ({_reason(error)})") from None
     if not found:
         raise ValueError(f"a video without frames: {path}")

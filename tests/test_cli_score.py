@@ -1,6 +1,7 @@
 """`tastemaker` itself, `score`, and tables of scores in all formats."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -125,6 +126,22 @@ def test_errors_are_counted_and_the_first_few_named(run, tmp_path):
     (tmp_path / "0.png").unlink()
     (tmp_path / "1.png").unlink()
     assert "7 images" in run("score", tmp_path, code=1).stdout  # not one score: a failure
+
+
+def test_failures_that_may_pass_are_counted_apart(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    staircase(tmp_path, 2)
+    with monkeypatch.context() as away:
+        away.setattr("PIL.Image.open", fail)
+        error = run("score", tmp_path, code=1).stderr
+    assert "errors: 2" in error and "0.png (Input/output error)" in error
+    assert "2 of them may pass: the next run tries again" in error
+    (tmp_path / "broken.png").write_bytes(b"x")
+    result = run("score", tmp_path)
+    assert "3 scored now" in result.stdout
+    assert "errors: 1" in result.stderr and "may pass" not in result.stderr
 
 
 def test_lists_and_standard_input(run, tmp_path, monkeypatch):

@@ -1,7 +1,11 @@
 """Every kind of picture that users have, and every kind that is none."""
 
+import errno
 import io
+import os
+import socket
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -61,6 +65,50 @@ def test_16_bit_is_scaled_not_clipped(tmp_path):
 def test_floating_point_picture_is_refused():
     with pytest.raises(ValueError, match="floating-point picture"):
         decode(Image.new("F", (8, 8)))
+
+
+@pytest.mark.parametrize("kind, reason", [("F", "floating-point"), ("I", "outside 16 bits")])
+def test_a_whole_file_of_a_kind_that_is_not_read_is_unsupported(kind, reason, tmp_path):
+    Image.new(kind, (8, 8), 70_000).save(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match=f"unsupported picture: .*x.tiff .*{reason}") as caught:
+        decode(tmp_path / "x.tiff")
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENFILE, errno.EMFILE, errno.ESTALE])
+@pytest.mark.parametrize("where", ["PIL.Image.open", "PIL.ImageOps.exif_transpose"])
+def test_errors_of_the_system_are_no_damage(number, where, tmp_path, monkeypatch):
+    def raises(*_):
+        raise OSError(number, os.strerror(number))
+
+    gradient().save(tmp_path / "a.png")
+    monkeypatch.setattr(where, raises)
+    with pytest.raises(OSError, match=r"cannot be read now: .*a\.png \(") as caught:
+        decode(tmp_path / "a.png")
+    assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_seek_to_nowhere_is_damage(tmp_path, monkeypatch):
+    def raises(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    gradient().save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", raises)
+    with pytest.raises(ValueError, match="damaged picture"):
+        decode(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+def test_special_files_are_named_and_never_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # sockets take short names only
+    os.mkfifo("pipe.png")
+    os.symlink("pipe.png", "link.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    expected = {"pipe.png": "named pipe", "link.png": "named pipe", "socket.png": "socket"}
+    for name, kind in {**expected, "/dev/null": "device"}.items():
+        with pytest.raises(ValueError, match=rf"unsupported picture: {name} \(a {kind}\)"):
+            decode(name)
 
 
 def test_exif_orientation_is_applied(tmp_path):

@@ -1,5 +1,6 @@
 """The journal: each image once ever, whatever happens in between."""
 
+import errno
 import math
 import os
 import signal
@@ -16,6 +17,8 @@ from tastemaker.cli import journal as module
 from tastemaker.cli.journal import Journal
 from tastemaker.cli.options import ScorerOptions
 from tastemaker.cli.scoring import scored, scores_of
+from tastemaker.cli.stopping import stopped_as_by_ctrl_c
+from tastemaker.scorers import stream
 from tastemaker.scorers.home import home
 
 CARD = Brightness().card
@@ -315,7 +318,7 @@ def test_a_run_survives_any_end(tmp_path, monkeypatch, scorer, how):
     finally:
         run.kill()
     assert run.returncode not in (0, None)
-    if how == "SIGINT":
+    if how != "SIGKILL":
         assert "the same command goes on" in stderr and "Traceback" not in stderr
     with sqlite3.connect(journal) as kept:
         before = kept.execute("SELECT count(*) FROM scores WHERE score IS NOT NULL").fetchone()[0]
@@ -329,6 +332,99 @@ def test_a_run_survives_any_end(tmp_path, monkeypatch, scorer, how):
     assert [r.path for r in resumed.rows] == [r.path for r in unbroken.rows]
     assert resumed.values[:-1] == unbroken.values[:-1]
     assert {row.score for row in unbroken.rows if not row.error} == set(resumed.values[:-1])
+
+
+STUCK = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import time
+from pathlib import Path
+import stub
+from tastemaker.cli import journal
+journal.FLUSH_SECONDS = float("inf")
+
+class scorer(stub.Brightness):
+    default_batch_size = 4
+    def score_prepared(self, x):
+        if len(self.batches) == 2:
+            Path({flag!r}).touch()
+            time.sleep(600)
+        return super().score_prepared(x)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGHUP"])
+def test_what_was_scored_is_committed_before_the_next_batch(tmp_path, how):
+    """Two batches of two sizes are done, and the third takes for ever."""
+    for i in range(16):
+        flat_picture(tmp_path / "in" / f"{i:02}.png", 10 * i, size=(6, 5 + i % 2))
+    flag, journal = tmp_path / "third", tmp_path / "x.sqlite"
+    run = start(
+        ["score", tmp_path / "in", "--journal", journal], home(), STUCK.format(flag=str(flag))
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not flag.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.send_signal(getattr(signal, how))
+        _, stderr = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert flag.exists() and run.returncode not in (0, None)
+    assert ("the same command goes on" in stderr) == (how != "SIGKILL")
+    assert "Traceback" not in stderr
+    with Journal(journal) as kept:
+        assert len([row for row in kept.all_rows() if row.error is None]) == 8
+
+
+def test_signals_that_others_answer_are_left_alone():
+    def theirs(*_):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, theirs)
+    try:
+        with stopped_as_by_ctrl_c():
+            assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(KeyboardInterrupt), stopped_as_by_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), MemoryError()])
+def test_failures_that_may_pass_are_tried_again_by_the_next_run(
+    tmp_path, scorer, monkeypatch, error
+):
+    def fail(path):
+        raise error
+
+    staircase(tmp_path, 3)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with monkeypatch.context() as away:
+        away.setattr("PIL.Image.open", fail)
+        rows = score(tmp_path).rows
+    assert len(scorer.seen) == 0 and not any("not scored" in row.error for row in rows)
+    decoded = []
+    own = stream.decode
+    monkeypatch.setattr(stream, "decode", lambda item: decoded.append(item) or own(item))
+    assert [row.error for row in score(tmp_path).rows[:3]] == [None] * 3
+    assert len(decoded) == 4 and len(scorer.seen) == 3
+    assert "not a picture" in score(tmp_path).rows[3].error
+    assert len(decoded) == 4  # damage stays
+
+
+def test_memory_that_ran_out_is_tried_again_by_the_next_run(tmp_path, scorer, monkeypatch):
+    def fail(x):
+        raise MemoryError("not enough memory")
+
+    paths = staircase(tmp_path, 2)
+    with monkeypatch.context() as little:
+        little.setattr(scorer, "score_prepared", fail)
+        rows = score(tmp_path).rows
+    assert [(row.path, row.error) for row in rows] == [(p, "not enough memory") for p in paths]
+    assert score(tmp_path).values == pytest.approx([127 / 255, 254 / 255])
 
 
 @pytest.mark.slow
@@ -352,10 +448,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch, s
     from tastemaker.cli.export import export_rows, write_table
     from tastemaker.scorers import Scored
 
-    def score_iter(images, batch_size=None, on_error="nan"):
-        return (Scored(image, 0.5) for image in images)
+    def score_batches(scorer, images, batch_size, on_error):
+        return ([Scored(image, 0.5)] for image in images)
 
-    monkeypatch.setattr(scorer, "score_iter", score_iter)
+    monkeypatch.setattr("tastemaker.cli.scoring.score_batches", score_batches)
     # pathlib interns names; Python's table of them outlives the paths, and doubles now and then.
     monkeypatch.setattr(sys, "intern", str)
     numbers = iter(range(9))

@@ -134,11 +134,97 @@ def test_all_too_large_for_the_memory():
     assert [result.error for result in results] == [CPU_MESSAGE] * 3
 
 
+class LittleMemory(Brightness):
+    """Holds so many source pixels at a time; notes (pictures, pixels of the largest, whether it fit)."""
+
+    def __init__(self, pixels: int, size: tuple[int, int] | None):
+        super().__init__(size)
+        self.pixels, self.tried = pixels, []
+
+    def score_runs(self, runs):
+        runs = list(runs)
+        largest = max(run[0, 0].numel() for run in runs)
+        fits = sum(run[:, 0].numel() for run in runs) <= self.pixels
+        self.tried.append((sum(map(len, runs)), largest, fits))
+        if not fits:
+            raise RuntimeError(CPU_MESSAGE)
+        return super().score_runs(runs)
+
+
+sides = st.lists(st.sampled_from([2, 3, 4, 9, 12, 20]), min_size=1, max_size=60)
+inputs = st.sampled_from([None, (5, 5)])  # native size, or one that all are brought to
+
+
+@given(sides, st.integers(1, 16), inputs)
+@settings(max_examples=100, deadline=None)
+def test_large_pictures_never_shrink_the_batches_of_small_ones(sides, batch_size, size):
+    """The memory holds a full batch of those of side 4, one picture of side 9 or 12, none of side 20."""
+    scorer = LittleMemory(max(16 * batch_size, 144), size)
+    batcher = stream._Batcher(scorer, batch_size, "nan")
+    results = [
+        r for b in batcher.score({i: flat(0.5, s, s) for i, s in enumerate(sides)}) for r in b
+    ]
+    assert sorted(i for i, *_ in results) == list(range(len(sides)))
+    for i, score, error, passing in results:
+        assert (error is not None) == passing == (sides[i] == 20)
+        assert (score == pytest.approx(0.5)) != passing
+    scorer.tried.clear()
+    list(batcher.score({i: flat(0.5) for i in range(3 * batch_size)}))
+    assert scorer.tried == [(batch_size, 16, True)] * 3
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(2, 16), inputs)
+@settings(max_examples=100, deadline=None)
+def test_what_did_not_fit_is_not_tried_again(sides, batch_size, size):
+    scorer = LittleMemory(400, size)
+    batcher = stream._Batcher(scorer, batch_size, "nan")
+    for _ in range(2):
+        list(batcher.score({i: flat(0.5, s, s) for i, s in enumerate(sides)}))
+    for n, (count, largest, fits) in enumerate(scorer.tried):
+        if not fits:  # sides up to 20 fit alone
+            later = scorer.tried[n + 1 :]
+            assert all(c <= count // 2 for c, pixels, _ in later if pixels >= largest)
+    assert len(batcher.limits) < batch_size
+
+
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_other_errors_are_not_taken_for_memory(on_error):
     with pytest.raises(RuntimeError, match="shape"):
         scorer = OutOfMemory(0, RuntimeError("shape mismatch"))
         scorer.score([flat(0.5)] * 4, on_error=on_error)
+
+
+def test_each_batch_is_given_before_the_next_one_is_scored():
+    """Whatever sizes lie in between."""
+    scorer = Brightness()
+    pictures = [flat(i / 20, 4 + i % 3, 4) for i in range(20)]
+    for batches, given_now in enumerate(stream.score_batches(scorer, pictures, 4, "nan"), 1):
+        assert len(scorer.batches) == batches and len(given_now) == scorer.batches[-1][0]
+    assert batches > 4
+    scorer = Brightness()
+    for n, _ in enumerate(scorer.score_iter([flat(0.5)] * 20, batch_size=4)):
+        assert len(scorer.batches) == n // 4 + 1
+
+
+def test_one_behind():
+    begun = []
+    items = stream._one_behind(begun.append(i) or i for i in range(4))
+    assert [(next(items), len(begun)) for _ in range(4)] == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(stream._one_behind([])) == []
+
+
+def test_what_may_pass_is_told_from_what_stays(tmp_path, monkeypatch):
+    def decode(item):
+        raise item
+
+    monkeypatch.setattr(stream, "decode", decode)
+    kinds = {
+        OSError("cannot be read now: a.png"): True,
+        MemoryError(): True,
+        FileNotFoundError("no such file: a.png"): False,
+        ValueError("damaged picture: a.png"): False,
+    }
+    assert {r.item: r.passing for r in Brightness().score_iter(kinds)} == kinds
 
 
 def test_stream_is_lazy_and_holds_few_pictures():
