@@ -13,6 +13,7 @@ from typing import TextIO
 
 import click
 
+from ..scorers.decode import special
 from ..scorers.video import VIDEO_SUFFIXES
 
 # An empty file in folders of our own output: their sheets are no pictures to be judged.
@@ -37,7 +38,8 @@ def expand(paths: Sequence[str], exclude: Iterable[str | os.PathLike] = ()) -> I
 
     Raises:
         FileNotFoundError: at once, for the first argument that does not exist.
-        ValueError: at once, when no PATHS are given or they hold no picture or video.
+        ValueError: at once, when no PATHS are given, one of them is a pipe, a socket or a device, or
+            they hold no picture or video.
     """
     if not paths:
         raise ValueError("no PATHS given: name files, folders, globs or @lists")
@@ -71,6 +73,8 @@ def _part(path: str, closed: set[str]) -> Iterator[str]:
         os.scandir(path).close()  # one that may not be read is an error, here and not halfway
         return _walk(path, closed, set())
     if os.path.lexists(path):
+        if os.path.exists(path) and (kind := special(path)):
+            raise ValueError(f"a {kind}, not a picture: {path}")
         return iter([path])
     if path.startswith("@"):
         if not os.path.isfile(path[1:]):
@@ -115,7 +119,7 @@ def _matches(matches: list[str], closed: set[str], named: str) -> Iterator[str]:
             continue
         if os.path.isdir(match):
             yield from _walk(match, closed, visited)
-        elif is_media(match):
+        elif is_media(match) and _is_file(match):
             yield match
 
 
@@ -141,6 +145,11 @@ def _is_ours(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, MARKER))
 
 
+def _is_file(path: str) -> bool:
+    """Not a pipe, a socket or a device. A link that leads nowhere is told of when it is opened."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
 def _entries(folder: str) -> tuple[list[str], list[str]]:
     """Sorted names of the media files and of the subfolders that are not hidden."""
     files, folders = [], []
@@ -150,6 +159,6 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
                 continue
             if entry.is_dir():
                 folders.append(entry.name)
-            elif is_media(entry.name):
+            elif is_media(entry.name) and (entry.is_file() or _is_file(entry.path)):
                 files.append(entry.name)
     return sorted(files), sorted(folders)

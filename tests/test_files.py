@@ -60,6 +60,24 @@ def test_globs(tmp_path):
     assert names(tmp_path, tmp_path / "s*") == ["sub/a3.png", "sub/deep/a4.png"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+def test_pipes_are_left_out_and_named_where_they_are_given(tmp_path):
+    """Whoever opens one waits for ever."""
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "to_pipe.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "to_a.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "to_nothing.png").symlink_to(tmp_path / "gone.png")
+    expected = ["a.png", "to_a.png", "to_nothing.png"]
+    assert names(tmp_path, tmp_path) == expected
+    assert names(tmp_path, tmp_path / "*.png") == expected
+    for name in ("pipe.png", "to_pipe.png"):
+        with pytest.raises(ValueError, match=f"a named pipe, not a picture: .*{name}"):
+            expand([str(tmp_path / "a.png"), str(tmp_path / name)])
+    with pytest.raises(ValueError, match="a device, not a picture: /dev/null"):
+        expand(["/dev/null"])
+
+
 def test_our_own_output_is_not_taken_unless_it_is_named(tmp_path):
     touch(tmp_path, "a.png", "out/.tastemaker", "out/sheet.png", "out/deep/b.png", "s/c.png")
     for paths in ([tmp_path], [tmp_path / "*"], [tmp_path / "**"], [tmp_path / "**/*.png"]):
