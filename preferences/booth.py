@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -55,6 +56,7 @@ class Booth:
         self._heard: dict[str, float] = {}  # tab to the time of its last sign
         self._same: set[Pair] = set()  # pairs of equal contents
         self._shown: dict[str, Path] = {}  # sha256 to a picture that was asked about
+        self._locate = cache(store.locate)  # of thousands of votes, before each question
         self._render = Memory(lambda path, box, stamp: render(path, box))
         self._sha256 = Memory(lambda path, stamp: sha256_of(path), 1000)
         self._votes = Memory(lambda version: store.votes(voter), 1)
@@ -128,7 +130,7 @@ class Booth:
         return key if there else None
 
     def _is_there(self, picture: Picture) -> bool:
-        path = self.store.locate(picture)
+        path = self._locate(picture)
         if path not in self._known or path in self.broken:
             return False
         try:
@@ -145,7 +147,7 @@ class Booth:
         }
 
     def _describe_picture(self, picture: Picture, box: int) -> dict[str, Any]:
-        path, name = self.store.locate(picture), picture.sha256.hex()
+        path, name = self._locate(picture), picture.sha256.hex()
         self._shown[name] = path
         width, height = self._render(path, box, _stamp(path)).size
         return {"id": name, "name": picture.path, "width": width, "height": height}
@@ -187,7 +189,7 @@ class Booth:
             for vote in self.store.votes()
             if vote.voter != self.voter and vote.answer != "skip" and vote.source != "suggested"
         ]
-        pairs = {self._pair(v): tuple(map(self.store.locate, (v.left, v.right))) for v in votes}
+        pairs = {self._pair(v): tuple(map(self._locate, (v.left, v.right))) for v in votes}
         return [pair for pair in pairs.values() if self._known.issuperset(pair)]
 
     def _taken(self) -> set[Pair]:
@@ -213,7 +215,7 @@ class Booth:
         return True
 
     def _pair(self, asked: Vote | Question) -> Pair:
-        return Pair((self.store.locate(asked.left), self.store.locate(asked.right)))
+        return Pair((self._locate(asked.left), self._locate(asked.right)))
 
     def _tell_learner(self) -> None:
         if self.learner:
