@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -150,7 +151,8 @@ def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
     for path in broken:
         path.write_text("no picture")
     images = (*broken, tmp_path / "gone.png", *comparisons.images[6:])
-    monkeypatch.setattr("tastemaker.preferences.train.load_scorer", None)  # nothing is loaded
+    training = sys.modules["tastemaker.preferences.train"]
+    monkeypatch.setattr(training, "embed_images", None)  # it would be called to embed
     named = r"1 missing: .*gone.png; 5 no pictures: .*broken0.png; .*broken\d.png; .* and 2 more$"
     with pytest.raises(ValueError, match=named):
         train(Comparisons(images, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
