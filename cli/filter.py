@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +87,7 @@ def command(
     _check(source, rule, action, kept, rejected)
     folders = [folder for folder in (kept, rejected) if folder]
     asked = _description(source, options, rule, kept, rejected, with_sidecars, reject_unscored)
-    if action == "move" and not dry_run and _finish_interrupted(asked):
+    if action == "move" and not dry_run and _finish_interrupted(asked, source.paths):
         return
     keep, reject, unscored = _select(source, options, rule, folders, in_order=action != "print")
     if unscored:
@@ -188,6 +188,7 @@ def _transfer(steps: list[Step], action: str, dry_run: bool, asked: dict) -> Non
     elif action != "move":
         _run(perform(steps, ACTS[action]), len(steps))
     elif steps:
+        _check_running(asked, [path for step in steps for path in step])
         log = write_log(steps, asked)
         try:
             _run(carry_out(log), len(steps))
@@ -205,19 +206,20 @@ def _run(results: Iterable[Failure | None], total: int) -> None:
     """Shows progress; names the first few failures. Exits with 1 if there are any."""
     from tqdm.auto import tqdm
 
-    failures = [f for f in tqdm(results, total=total, unit="file", disable=None) if f]
+    from .stopping import stopped_as_by_ctrl_c
+
+    with stopped_as_by_ctrl_c():
+        failures = [f for f in tqdm(results, total=total, unit="file", disable=None) if f]
     for failure in failures[:SHOWN_FAILURES]:
         click.echo(f"  {failure.source}: {failure.reason}", err=True)
     if failures:
         raise click.ClickException(f"{len(failures)} of {total} files stayed where they are")
 
 
-def _finish_interrupted(asked: dict) -> bool:
+def _finish_interrupted(asked: dict, paths: Sequence[str]) -> bool:
     """Finishes this same move if it was interrupted; refuses to start another over one that was."""
-    from .moves import read_log, unfinished
-
-    for log in unfinished():
-        if read_log(log)[0] != asked:
+    for log in _check_running(asked, paths):
+        if _command(log) != asked:
             raise RuntimeError(
                 f"another move was interrupted: `tastemaker filter --resume {log}` finishes it, "
                 f"--undo {log} takes it back"
@@ -225,6 +227,31 @@ def _finish_interrupted(asked: dict) -> bool:
         _replay(log, None, dry_run=False)
         return True
     return False
+
+
+def _check_running(asked: dict, paths: Iterable[str | Path]) -> list[Path]:
+    """Logs of interrupted moves. Raises RuntimeError where this move, or one of these files, runs."""
+    from .moves import is_running, touches, unfinished
+
+    interrupted, paths = [], list(paths)
+    for log in unfinished():
+        try:
+            if not is_running(log):
+                interrupted.append(log)
+            elif _command(log) == asked or touches(log, paths):
+                raise RuntimeError(
+                    "another tastemaker filter is moving these pictures now: "
+                    f"wait until it has ended, or stop it there with Ctrl-C ({log})"
+                )
+        except FileNotFoundError:
+            continue  # it has just ended
+    return interrupted
+
+
+def _command(log: Path) -> dict:
+    from .moves import read_log
+
+    return read_log(log)[0]
 
 
 def _replay(resume: Path | None, undo: Path | None, dry_run: bool) -> None:

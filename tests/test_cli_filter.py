@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -381,6 +383,92 @@ def test_a_killed_move_is_finished_by_the_same_command(run, tmp_path):
     assert "moved: 180 files" in run(*command).stdout
     assert len(names(tmp_path / "r")) == 180
     assert sorted(tree(tmp_path).values()) == contents
+
+
+STUCK_MOVE = """
+import time
+from pathlib import Path
+from tastemaker.cli import moves, transfer
+own = transfer.move
+def move(source, target):
+    own(source, target)
+    Path({flag!r}).touch()
+    while Path({flag!r}).exists():
+        time.sleep(0.01)
+moves.move = move
+"""
+
+
+@pytest.fixture
+def stuck(run, tmp_path):
+    """A move of a/0.png and a/1.png to r by another process, which stops after the first file."""
+    staircase(tmp_path / "a", 3)
+    flag = tmp_path / "flag"
+    command = ["filter", tmp_path / "a", "--top-k", 1, "--action", "move",
+               "--rejected", tmp_path / "r"]  # fmt: skip
+    process = start(command, run.home, STUCK_MOVE.format(flag=str(flag)))
+    deadline = time.monotonic() + 60
+    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert flag.exists()
+    yield process, command, flag
+    process.kill()
+    process.communicate()
+
+
+def test_a_running_move_is_not_taken_for_an_interrupted_one(run, tmp_path, stuck):
+    process, command, flag = stuck
+    staircase(tmp_path / "b", 3)
+    (log,) = moves.unfinished()
+    assert moves.is_running(log)
+    # What it does not touch goes on.
+    run("filter", tmp_path / "b", "--top-k", 1, "--action", "move", "--kept", tmp_path / "k")
+    assert names(tmp_path / "k") == ["2.png"] and moves.unfinished() == [log]
+    # What it does touch is told: the same command, its folder, one of its files by a glob, its aims.
+    into = ["--top-k", 2, "--action", "move", "--kept"]
+    before = tree(tmp_path)
+    for same in (
+        command,
+        ["filter", tmp_path / "a", *into, tmp_path / "x"],
+        ["filter", tmp_path / "a" / "[1]*", *into, tmp_path / "x"],
+        ["filter", tmp_path / "b", *into, tmp_path / "r"],
+    ):
+        error = run(*same, code=1).stderr.splitlines()[-1]
+        assert "is moving these pictures now: wait" in error
+    for how in ("--resume", "--undo"):
+        assert "this move is running now, in another process" in run.error("filter", how, log)
+    assert tree(tmp_path) == before
+    while process.poll() is None:
+        flag.unlink(missing_ok=True)
+        time.sleep(0.01)
+    assert process.returncode == 0, process.communicate()
+    assert names(tmp_path / "r") == ["0.png", "1.png"] and not moves.unfinished()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_a_move_that_was_ended_is_interrupted(run, tmp_path, stuck, how):
+    process, command, _ = stuck
+    process.send_signal(getattr(signal, how))
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert ("to undo: " in stdout and "Abort" in stderr) == (how == "SIGTERM")
+    (log,) = moves.unfinished()
+    assert not moves.is_running(log)
+    other = [*command[:3], 2, *command[4:]]
+    assert "another move was interrupted" in run.error(*other)
+    assert "moved: 2 files" in run(*command).stdout
+    assert names(tmp_path / "r") == ["0.png", "1.png"]
+
+
+def test_a_move_is_undone_from_any_folder(run, tmp_path, monkeypatch):
+    staircase(tmp_path / "in", 2)
+    monkeypatch.chdir(tmp_path)
+    result = run("filter", "in", "--top-k", 1, "--action", "move", "--kept", "k")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run("filter", "--undo", log_of(result))
+    assert names(tmp_path / "in") == ["0.png", "1.png"] and names(tmp_path / "k") == []
 
 
 @pytest.fixture
