@@ -40,8 +40,8 @@ def fixed_k_pairs(x: Embeddings, k: int = 4, random: float = 0.3, *, seed: int =
     No pair is of one image, and none occurs twice. Near pairs are matched greedily, the nearest
     first; with more than 4,096 images neighbours are searched in the cells of random trees, so that
     memory is bounded and time grows with N log N. A million images of 64 features take 45 s of one
-    core; near pairs are 4 % farther apart than by an exact search where it is 30,000 images, and
-    17 % where it is a million (benchmarks/pairing.md).
+    core; near pairs of 30,000 images are 4 % farther apart than by an exact search, of a million
+    in clusters of the same kind 17 % farther than those (benchmarks/pairing.md).
 
     Args:
         x: [N, D]; distances are Euclidean. Only N matters when `random` is 1.
