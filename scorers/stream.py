@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .decode import decode
+from .messages import one_line
 
 if TYPE_CHECKING:
     from .base import Scorer
@@ -107,11 +108,7 @@ def _unread(item: Any, error: Exception) -> Scored:
     """A missing file is no passing failure: when it comes, it is another file."""
     passing = isinstance(error, (OSError, MemoryError))
     passing = passing and not isinstance(error, FileNotFoundError)
-    return Scored(item, float("nan"), _one_line(error), passing)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return Scored(item, float("nan"), one_line(error), passing)
 
 
 def _decode_or_error(item: Any, scorer: Scorer) -> Tensor | Exception:
@@ -203,8 +200,7 @@ class _Batcher:
 
     def _pixels(self, picture: Tensor) -> int:
         """What its memory goes by: the pixels that it has, and those that the model sees."""
-        height, width = self.scorer.input_size(*picture.shape[1:])
-        return picture[0].numel() + height * width
+        return picture[0].numel() + _area(self.scorer.input_size(*picture.shape[1:]))
 
     def _fitting(self, pixels: list[int]) -> int:
         """How many of the first pictures, smallest first, go into one batch."""
@@ -240,7 +236,7 @@ class _Batcher:
             alone = len(pictures) == 1 and self.on_error == "raise"
             if alone or not out_of_memory(error):
                 raise
-            message = _one_line(error)
+            message = one_line(error)
         if torch.cuda.is_available():  # outside the handler: the traceback holds the failed batch
             torch.cuda.empty_cache()
         return message
@@ -250,6 +246,11 @@ class _Batcher:
         if self.scorer.device.type == "cuda" and stacked.device.type == "cpu":
             stacked = stacked.pin_memory()
         return stacked.to(self.scorer.device, non_blocking=True)
+
+
+def _area(size: tuple) -> int:
+    """Of (h, w); of the sizes that the members of an ensemble see, all together."""
+    return sum(map(_area, size)) if isinstance(size[0], tuple) else size[0] * size[1]
 
 
 def _to_host(scores: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -187,6 +187,11 @@ def test_what_did_not_fit_is_not_tried_again(sides, batch_size, size):
     assert len(batcher.limits) < batch_size
 
 
+def test_ensembles_of_ensembles_have_sizes_too():
+    assert stream._area((3, 4)) == 12
+    assert stream._area(((3, 4), ((5, 6), (1, 1)))) == 43
+
+
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_other_errors_are_not_taken_for_memory(on_error):
     with pytest.raises(RuntimeError, match="shape"):
