@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from .beside import refuse_among_pictures
 from .options import (
     EXISTING_FILE,
     OUTPUT_FILE,
@@ -72,6 +74,8 @@ def command(
         raise click.UsageError("one journal holds one scorer: leave --journal out")
     if len(set(scorers)) < len(scorers):
         raise click.UsageError("a scorer is named twice")
+    if click.get_current_context().get_parameter_source("out") is ParameterSource.DEFAULT:
+        refuse_among_pictures(source.paths, out, str(out))
     compared = read_pairs(pairs, voter) if pairs else None
     members, rows = [], []
     for each in scorers:

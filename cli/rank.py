@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from .beside import refuse_among_pictures
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def command(
     given = click.get_current_context().get_parameter_source("out") is not ParameterSource.DEFAULT
     used = out in (sheet.parent, report.parent)
     _check_outputs(source.paths, out, sheet, report)
-    if used and not given:
-        _check_default(source.paths, out)
+    by_default = used and not given
+    if by_default:
+        refuse_among_pictures(source.paths, out, "the report")
 
     from .scoring import scores_of  # imports torch, so only when there is something to do
 
@@ -84,6 +85,8 @@ def command(
         retry_errors=source.retry_errors,
         exclude=[out],
     )
+    if by_default and ("-" in source.paths or not source.paths):  # known only now
+        refuse_among_pictures((row.path for row in scores.rows), out, "the report")
     title = title or _title(source)
     own = out if used else None
     ranked = publish(scores, title, sheet, report, top=top, worst=worst, limit=limit, own=own)
@@ -170,17 +173,6 @@ def _check_outputs(paths: Sequence[str], out: Path, sheet: Path, report: Path) -
         raise click.BadParameter(
             f"--out {out} is itself to be ranked: nothing is written beside pictures, choose another"
         )
-
-
-def _check_default(paths: Sequence[str], out: Path) -> None:
-    """Nothing is written among pictures unless --out asks for it."""
-    for folder in map(Path, paths):
-        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            outside = os.path.relpath(folder.resolve().parent / out.name)
-            raise click.ClickException(
-                f"the report would lie among the pictures of {folder}: choose its folder, "
-                f"e.g. --out {outside}"
-            )
 
 
 def _worst(sheet: Path) -> Path:

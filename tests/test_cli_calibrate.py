@@ -33,6 +33,18 @@ class Latent(Brightness):
         )
 
 
+@pytest.mark.parametrize("paths", [["."], ["../in"], ["0.png"], ["*.png"]])
+def test_the_reference_does_not_lie_among_pictures_by_default(run, tmp_path, monkeypatch, paths):
+    staircase(tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in")
+    error = run.error("calibrate", *paths, "--scorer", "nano")
+    assert error.startswith("reference.json would lie among the pictures of ")
+    assert error.endswith("--out ../reference.json") and not run.loaded
+    assert not Path("reference.json").exists()
+    run("calibrate", *paths, "--scorer", "nano", "--out", "reference.json")
+    assert Path("reference.json").exists()
+
+
 def test_calibrate_measures_and_an_ensemble_reads_it(run, tmp_path, monkeypatch):
     staircase(tmp_path / "in")
     (tmp_path / "in" / "broken.png").write_bytes(b"x")

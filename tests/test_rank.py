@@ -92,6 +92,42 @@ def test_nothing_is_written_among_the_pictures_unless_asked_for(
     assert Path("tastemaker-report/sheet.png").exists()
 
 
+@pytest.mark.parametrize(
+    "paths", [["0.png", "1.png"], ["*.png"], ["@../list.txt"], ["deeper/../1.png"]]
+)
+def test_nothing_is_written_beside_pictures_that_are_given_one_by_one(here, monkeypatch, paths):
+    monkeypatch.setattr(tastemaker.cli.scoring, "load_from_options", None)
+    Path("list.txt").write_text("0.png\n")
+    monkeypatch.chdir("pics")
+    before = files(here)
+    (line,) = run(*paths, code=1).stderr.splitlines()
+    assert f"among the pictures of {here / 'pics'}" in line
+    assert line.endswith("--out ../tastemaker-report") and files(here) == before
+
+
+def test_nor_beside_those_that_come_from_a_pipe_or_a_table(here, monkeypatch):
+    monkeypatch.chdir("pics")
+    before = files(here)
+    result = CliRunner().invoke(main, ["rank", "-"], input="0.png\n1.png\n")
+    assert result.exit_code == 1 and "--out ../tastemaker-report" in result.stderr
+    assert files(here) - before == set()
+    Path("scores.csv").write_text("path,score\n0.png,3\n")
+    assert "--out ../tastemaker-report" in run("--scores", "scores.csv", code=1).stderr
+    run("--scores", "scores.csv", "--out", "../look")
+    assert not Path("tastemaker-report").exists() and Path("../look/report.html").exists()
+
+
+@pytest.mark.parametrize("path", ["../0.png", "deeper/5.png", "../*.png"])
+def test_pictures_elsewhere_hinder_nothing(here, monkeypatch, path):
+    """Only their own folder is theirs: what lies above or below is where people work."""
+    monkeypatch.chdir("pics")
+    if path.startswith(".."):
+        Path("work").mkdir()
+        monkeypatch.chdir("work")
+    run(path)
+    assert Path("tastemaker-report/report.html").exists()
+
+
 def test_without_use_of_the_default_folder_it_may_lie_anywhere(here, monkeypatch):
     monkeypatch.chdir("pics")
     run(".", "--sheet", "../sheet.png", "--report", "../report.html")
