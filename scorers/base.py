@@ -96,6 +96,16 @@ def check_images(images: Tensor, device: torch.device | None = None) -> None:
         raise ValueError(f"images are on {images.device}, the scorer on {device}: move one of them")
 
 
+def check_frames(frames: Tensor, device: torch.device) -> None:
+    """Raises TypeError or ValueError unless `frames` is [B, T, 3, H, W], uint8 or floating, on `device`."""
+    if frames.ndim != 5 or frames.shape[2] != 3 or 0 in frames.shape[1:]:
+        raise ValueError(f"frames must be [B, T, 3, H, W], got {list(frames.shape)}")
+    if frames.dtype != torch.uint8 and not frames.is_floating_point():
+        raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
+    if frames.device != device:
+        raise ValueError(f"frames are on {frames.device}, the scorer on {device}: move one of them")
+
+
 def working_precision(images: Tensor) -> Tensor:
     """Half-precision pixels as float32: preprocessing never runs below it. float64 stays float64."""
     return images if images.dtype == torch.float64 else images.float()
@@ -166,10 +176,7 @@ class Scorer(nn.Module):
         Raises:
             ValueError, TypeError: as a call; a video without frames is a ValueError too.
         """
-        if frames.ndim != 5 or frames.shape[2] != 3 or 0 in frames.shape[1:]:
-            raise ValueError(f"frames must be [B, T, 3, H, W], got {list(frames.shape)}")
-        if frames.device != self.device:
-            raise ValueError(f"frames are on {frames.device}, the scorer on {self.device}")
+        check_frames(frames, self.device)
         if not len(frames):
             return torch.zeros(0, device=frames.device)
         flat = frames.flatten(0, 1)
@@ -189,7 +196,8 @@ class Scorer(nn.Module):
         Args:
             images: files and PIL images are 8-bit pictures and are resized exactly as Pillow does;
                 tensors are uint8, or floating point in [0, 1].
-            batch_size: images a forward pass; halved (and kept so) when memory runs out.
+            batch_size: images a forward pass; halved, for images of that size and larger, when
+                memory runs out.
             on_error: "raise" stops at the first unreadable image; "nan" scores it NaN and goes on.
             progress: show a progress bar.
 

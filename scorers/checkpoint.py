@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .messages import one_line
+from .values import read_json
 
 # What a checkpoint may consist of. Pickles (.bin, .pt, .pkl) are never downloaded.
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt"]
@@ -45,7 +49,7 @@ def fetch(hub_id: str, revision: str | None = None) -> tuple[Path, str]:
     except Exception as error:
         raise FileNotFoundError(
             f"{hub_id} is neither in the hub cache nor can it be downloaded "
-            f"({' '.join(str(error).split())[:200]}); a local folder can be given instead"
+            f"({one_line(error, 300)}); a local folder can be given instead"
         ) from error
     return folder, folder.name
 
@@ -59,15 +63,9 @@ def hub_id_of(folder: Path) -> str | None:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no config.json in {folder}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"not JSON: {path} ({error})") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"not a model configuration: {path}")
-    return config
+    if not path.is_file():
+        raise FileNotFoundError(f"no config.json in {folder}")
+    return read_json(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -150,14 +148,22 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
             'pip install "torch>=2.6", or give a .safetensors'
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"not a plain dictionary of tensors: {path} ({reason})") from None
+        raise ValueError(f"not a plain dictionary of tensors: {path} {_refused(error)}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"not a plain dictionary of tensors: {path}")
     return state
+
+
+def _refused(error: Exception) -> str:
+    """Why a pickle was not opened. torch's own words would advise to open it all the same."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f"would run {asked[1]}" if asked else "is damaged, or a pickle of something else"
+    return f"{what}; it was not opened: ask for the weights as .safetensors"
 
 
 def load_exactly(

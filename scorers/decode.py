@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .messages import one_line
+
 # Twice the size at which Pillow warns of a decompression bomb; Pillow itself refuses it too.
 MAX_PIXELS = 178_956_970
 # What Pillow's decoders, and its reading of EXIF, raise on truncated and damaged files.
@@ -85,7 +87,7 @@ def read_picture(path: Path) -> Tensor:
     except DAMAGE as error:
         if of_the_system(error):
             raise OSError(f"cannot be read now: {path} ({error.strerror})") from None
-        raise ValueError(f"damaged picture: {path} ({_first_line(error)})") from None
+        raise ValueError(f"damaged picture: {path} ({one_line(error)})") from None
 
 
 def special(path: str | os.PathLike) -> str | None:
@@ -153,7 +155,3 @@ def check_tensor(image: Tensor) -> Tensor:
 
 def _kind(item: Any) -> str:
     return f"{type(item).__module__}.{type(item).__qualname__}".removeprefix("builtins.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,6 @@ Unlike the scores of a batch standardised by itself, an image's score does not d
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,11 @@ from torch import Tensor, nn
 
 from ..ranking import ReferenceStatistics, standardize
 from .base import Scorer, ScorerCard, check_images, differences
+from .values import COUNT, NUMBER, OBJECT, POSITIVE, TEXT, WEIGHT, Kind, read_json, value
+
+# What a file of `tastemaker calibrate` holds of each scorer.
+ENTRY = {"load": OBJECT, "fingerprint": OBJECT, "mean": NUMBER, "std": POSITIVE, "n": COUNT}
+ENTRIES = Kind("a list of objects", lambda x: isinstance(x, list) and all(map(OBJECT.holds, x)))
 
 
 class Ensemble(Scorer):
@@ -79,7 +83,10 @@ class Ensemble(Scorer):
 
         reference = read_reference(path)
         measured = reference["members"]
-        members = [load(**entry["load"], **how) for entry in measured]
+        try:
+            members = [load(**{**entry["load"], **how}) for entry in measured]
+        except RecursionError:
+            raise ValueError(f"{path} is, or has, an ensemble that holds itself") from None
         for member, entry in zip(members, measured, strict=True):
             check_fingerprint(member.card, entry["fingerprint"], path)
         statistics = [ReferenceStatistics(e["mean"], e["std"], e["n"]) for e in measured]
@@ -179,21 +186,25 @@ def read_reference(path: str | Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: naming the file.
     """
     path = Path(path)
-    try:
-        reference = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file: {path}") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON: {path} ({error})") from None
-    if not isinstance(reference, dict) or reference.get("tastemaker") != "reference":
+    reference = read_json(path)
+    if reference.get("tastemaker") != "reference":
         raise ValueError(f"not made by tastemaker calibrate: {path}")
-    if not reference.get("members") or "name" not in reference.get("set", {}):
+    if not reference.get("members") or not reference.get("set"):
         raise ValueError(f"{path} lacks the set or the scorers")
-    for entry in reference["members"]:
-        missing = {"load", "fingerprint", "mean", "std", "n"} - entry.keys()
-        if missing:
-            raise ValueError(f"{path} lacks {', '.join(sorted(missing))} of a scorer")
+    value(value(reference, "set", OBJECT, path), "name", TEXT, f"{path}: set")
+    for number, entry in enumerate(value(reference, "members", ENTRIES, path), 1):
+        _check_entry(entry, f"{path}: scorer {number}")
     return reference
+
+
+def _check_entry(entry: Mapping[str, Any], source: str) -> None:
+    for key, kind in ENTRY.items():
+        value(entry, key, kind, source)
+    for key, kind in (("weight", WEIGHT), ("calibration", OBJECT), ("name", TEXT)):
+        if key in entry:
+            value(entry, key, kind, source)
+    value(entry["load"], "name_or_path", TEXT, f"{source}: load")
+    value(entry["fingerprint"], "scorer", TEXT, f"{source}: fingerprint")
 
 
 def statistics_from_reference(

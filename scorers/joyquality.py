@@ -165,7 +165,7 @@ def load_joyquality(
         raise ValueError(f'joyquality judges "quality" only, got task={task!r}')
     state, config = _read_folder(path) if path.is_dir() else _read_file(path)
     said = {"num_attention_heads": heads, "image_size": image_size}
-    config = replace(config, **{name: value for name, value in said.items() if value})
+    config = replace(config, **{name: own for name, own in said.items() if own is not None})
     tensors = convert(state, config, path)
     dtype = dtype or state["vision_model.encoder.layers.0.mlp.fc1.weight"].dtype
     scorer = JoyQuality(config, dtype, weights_digest(state), hub_id_of(path), revision)

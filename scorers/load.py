@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .base import Scorer
 from .checkpoint import fetch, read_config
+from .ensemble import load_ensemble
+from .joyquality import load_joyquality
+from .nano import load_nano
+from .personal import load_personal
+from .qrealign import load_qrealign
+from .rali import converted_folder, load_rali
 
-HUB_IDS = {
-    "joyquality": "fancyfeast/joyquality-siglip2-so400m-512-16-o8eg1n4c",
-    "q-realign-mini": "q-future/Q-ReAlign-Mini-0.8B",
-    "q-realign-lite": "q-future/Q-ReAlign-Lite-4B",
-    "q-realign-pro": "q-future/Q-ReAlign-Pro-9B",
+
+class Named(NamedTuple):
+    """A scorer that has a name: its kind, and where on the hub it is, if it is there."""
+
+    kind: str
+    hub_id: str | None = None
+
+
+NAMED = {
+    "nano": Named("nano"),  # embedded
+    "joyquality": Named("joyquality", "fancyfeast/joyquality-siglip2-so400m-512-16-o8eg1n4c"),
+    "rali": Named("rali"),  # converted by the user
+    "q-realign-mini": Named("q-realign", "q-future/Q-ReAlign-Mini-0.8B"),
+    "q-realign-lite": Named("q-realign", "q-future/Q-ReAlign-Lite-4B"),
+    "q-realign-pro": Named("q-realign", "q-future/Q-ReAlign-Pro-9B"),
 }
-NAMES = ("nano", "joyquality", "rali", "q-realign-mini", "q-realign-lite", "q-realign-pro")
-
-
-# What a checkpoint's config.json says it is ("tastemaker", or "model_type") -> the scorer.
+NAMES = tuple(NAMED)
+LOADERS = {
+    "nano": load_nano,
+    "joyquality": load_joyquality,
+    "rali": load_rali,
+    "q-realign": load_qrealign,
+    "personal": load_personal,
+    "ensemble": load_ensemble,
+}
+# What a checkpoint's config.json says it is ("tastemaker", or "model_type") -> its kind.
 KINDS = {
     "nano": "nano",
     "rali": "rali",
@@ -61,14 +85,25 @@ def load_scorer(
         TypeError: an option that the scorer does not have.
     """
     device = _device(device)
-    common = dict(task=task, device=device, dtype=_dtype(dtype, device), **options)
-    if str(name_or_path) == "nano":
-        _no_revision(name_or_path, revision)
-        from .nano import load_nano
-
-        return load_nano(None, revision=None, **common)
+    common = dict(task=task, device=device, dtype=_dtype(dtype, device))
+    named = NAMED.get(str(name_or_path))
+    if named:
+        _check_options(named.kind, options)  # before anything is downloaded
     path, revision = _locate(name_or_path, revision)
-    return _loader(path)(path, revision=revision, **common)
+    kind = _kind(path) if path else "nano"
+    _check_options(kind, options)
+    return LOADERS[kind](path, revision=revision, **common, **options)
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Raises TypeError, naming the kind of scorer, for an option that it does not have."""
+    parameters = inspect.signature(LOADERS[kind]).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return  # a personal scorer's are its base's
+    common = ("revision", "task", "device", "dtype")
+    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in common]
+    if unknown := [name for name in options if name not in own]:
+        raise TypeError(f"{kind} has no option {unknown[0]} (it has {', '.join(own) or 'none'})")
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -106,16 +141,14 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None
     return found
 
 
-def _locate(name_or_path: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The checkpoint's folder or file, and the hub commit it came from."""
+def _locate(name_or_path: str | Path, revision: str | None) -> tuple[Path | None, str | None]:
+    """The checkpoint's folder or file, None if it is embedded, and the hub commit it came from."""
     name = str(name_or_path)
-    if name == "rali":
-        from .rali import converted_folder
-
+    if name in NAMED:
+        if hub_id := NAMED[name].hub_id:
+            return fetch(hub_id, revision)
         _no_revision(name, revision)
-        return converted_folder(), None
-    if name in HUB_IDS:
-        return fetch(HUB_IDS[name], revision)
+        return (converted_folder() if name == "rali" else None), None
     path = Path(name_or_path).expanduser()
     if path.exists():
         _no_revision(name, revision)
@@ -129,29 +162,18 @@ def _locate(name_or_path: str | Path, revision: str | None) -> tuple[Path, str |
     raise FileNotFoundError(f"no such scorer or folder: {name} (names: {', '.join(NAMES)})")
 
 
-def _loader(path: Path):
-    """The loader for a checkpoint, chosen by its own configuration."""
+def _kind(path: Path) -> str:
+    """The kind of a checkpoint, by its own configuration."""
     if path.suffix == ".json":
-        from .ensemble import load_ensemble
-
-        return load_ensemble
-    from . import joyquality, nano, personal, qrealign, rali
-
+        return "ensemble"
     if path.is_file():
-        return joyquality.load_joyquality  # the training format is a single file
+        return "joyquality"  # the training format is a single file
     if (path / "ckpt.pt").exists() and (path / "pca.pkl").exists():
         raise ValueError(
             f"{path} is the RALI release: run `tastemaker convert rali {path} OUT` first"
         )
     config = read_config(path)
-    kind = config.get("tastemaker") or config.get("model_type")
-    loaders = {
-        "nano": nano.load_nano,
-        "rali": rali.load_rali,
-        "joyquality": joyquality.load_joyquality,
-        "q-realign": qrealign.load_qrealign,
-        "personal": personal.load_personal,
-    }
-    if kind not in KINDS:
-        raise ValueError(f"{path} is no checkpoint of a known scorer (model_type: {kind!r})")
-    return loaders[KINDS[kind]]
+    said = config.get("tastemaker") or config.get("model_type")
+    if not isinstance(said, str) or said not in KINDS:
+        raise ValueError(f"{path} is no checkpoint of a known scorer (model_type: {said!r})")
+    return KINDS[said]

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from .base import Scorer, ScorerCard, check_images, working_precision
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
 from .tuned import tuned_card
+from .values import COUNT, COUNTS, TEXT, WHOLES, value
 
 CELL = 32  # px; statistics are taken in cells of this side, and the cells' features averaged
 FLOOR = 0.05  # of a channel's mean square; see `_statistics`
@@ -174,7 +175,7 @@ def load_nano(
     files = weight_files(path) if path else [WEIGHTS]
     config = read_config(path) if path else _embedded_config()
     state = read_weights(files)
-    scorer = _from_config(config, files[0])
+    scorer = _from_config(config, path / "config.json" if path else WEIGHTS)
     load_exactly(scorer, state, files[0])
     fingerprint = {"weights": weights_digest(state), "preprocessing": "native resolution"}
     card = replace(scorer._card, revision=revision, fingerprint=fingerprint)
@@ -188,9 +189,10 @@ def _embedded_config() -> dict[str, Any]:
 
 
 def _from_config(config: dict[str, Any], source: Path) -> NanoScorer:
-    try:
-        return NanoScorer(
-            config["widths"], config["blocks"], config["embedding"], config.get("name", "nano")
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a nano configuration, for {source}: {error!r}") from None
+    source = f"not a nano configuration: {source}"
+    return NanoScorer(
+        value(config, "widths", COUNTS, source),
+        value(config, "blocks", WHOLES, source),
+        value(config, "embedding", COUNT, source),
+        value({"name": "nano", **config}, "name", TEXT, source),
+    )

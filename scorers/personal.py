@@ -23,6 +23,7 @@ from .checkpoint import load_exactly, read_config, weights_digest
 from .nano import NanoScorer
 from .personal_files import read_head
 from .tuned import summary
+from .values import OBJECT, value
 
 # What of the base must be as it was trained on; precision, kernels and revision may differ.
 CHECKED = ("scorer", "task", "weights", "preprocessing")
@@ -143,14 +144,13 @@ def require_features(scorer: Scorer) -> None:
 
 def check_base(name_or_path: str | Path) -> None:
     """Raises ValueError for a Q-ReAlign, which is no base, before any of it is fetched or loaded."""
-    from .load import HUB_IDS, KINDS
+    from .load import KINDS, NAMED
 
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    known = [key for pair in HUB_IDS.items() for key in pair if pair[0].startswith("q-realign")]
-    if name not in known and (path / "config.json").is_file():
-        config = read_config(path)
-        known = [name] if KINDS.get(config.get("model_type")) == "q-realign" else []
-    if name in known:
+    kind = next((n.kind for key, n in NAMED.items() if name in (key, n.hub_id)), None)
+    if kind is None and (path / "config.json").is_file():
+        kind = KINDS.get(str(read_config(path).get("model_type")))
+    if kind == "q-realign":
         raise ValueError(f"{name} {NO_BASE}")
 
 
@@ -209,6 +209,8 @@ def load_personal(
     said = config.get("base")
     if not isinstance(said, dict) or not isinstance(config.get("name"), str):
         raise ValueError(f"{path / 'config.json'} is no personal scorer's: it names no base")
+    for part in ("options", "identity"):
+        value({part: {}, **said}, part, OBJECT, path / "config.json")
     state = read_head(path, config)
     found = load_scorer(
         base or _find(said, path),

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Scorer, ScorerCard, check_images, working_precision
+from .base import Scorer, ScorerCard, check_frames, check_images, working_precision
 from .checkpoint import hub_id_of
 from .qrealign_files import (
     Weights,
@@ -30,6 +30,7 @@ from .qrealign_files import (
     checkpoint_dtype,
     load_weights,
     read_model_config,
+    read_tokenizer,
 )
 from .qrealign_prompt import (
     STYLES,
@@ -117,13 +118,9 @@ def load_qrealign(
     """
     options = Options(task, prompt_style, max_pixels, video_frames, video_max_side)
     check_transformers()
-    from transformers import AutoTokenizer
-
     pixels = read_preprocessing(path)
     config = read_model_config(path, pixels)
-    if not (path / "tokenizer.json").exists():
-        raise FileNotFoundError(f"no tokenizer.json in {path}")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = read_tokenizer(path)
     levels = level_ids(tokenizer)
     pictures = {"video": video_frames or 3}
     prompts = {
@@ -230,7 +227,7 @@ class QReAlign(Scorer):
         Args:
             frames: uint8, which is resized as Pillow does; or floating point in [0, 1].
         """
-        self._check_frames(frames)
+        check_frames(frames, self.device)
         if not len(frames):
             return torch.zeros(0, device=frames.device)
         frames = frames[:, uniform_indices(frames.shape[1], self._options.video_frames)]
@@ -244,14 +241,6 @@ class QReAlign(Scorer):
     def _judged(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] to scores [...]: five rows of the head, in float32."""
         return expected_level(F.linear(hidden.float(), self.levels.float()))
-
-    def _check_frames(self, frames: Tensor) -> None:
-        if frames.ndim != 5 or frames.shape[2] != 3 or 0 in frames.shape[1:]:
-            raise ValueError(f"frames must be [B, T, 3, H, W], got {list(frames.shape)}")
-        if frames.dtype != torch.uint8 and not frames.is_floating_point():
-            raise TypeError(f"frames must be uint8 or floating point, got {frames.dtype}")
-        if frames.device != self.device:
-            raise ValueError(f"frames are on {frames.device}, the scorer on {self.device}")
 
     # --- what it is -------------------------------------------------------------------------------
 

@@ -14,16 +14,48 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoint import load_exactly, weight_files, weights_digest
+from .checkpoint import load_exactly, read_config, weight_files, weights_digest
+from .messages import naming
 from .qwen_pixels import Preprocessing
 from .qwen_reader import Reader
 from .qwen_text import TextTower
 from .qwen_vision import VisionTower
+from .values import COUNT, OBJECT, PART, POSITIVE, THREE_COUNTS, Kind, read_json, value
 
 OLDEST_TRANSFORMERS = (5, 2)
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 UNUSED = "mtp."  # multi-token prediction, which generation may use and scoring does not
+
+# What the towers are built from; transformers checks some of it, and fills in what is left out.
+BOTH = {"hidden_size": COUNT, "intermediate_size": COUNT}
+TEXT_VALUES = {
+    **BOTH,
+    "num_hidden_layers": COUNT,
+    "head_dim": COUNT,
+    "num_attention_heads": COUNT,
+    "num_key_value_heads": COUNT,
+    "linear_num_key_heads": COUNT,
+    "linear_num_value_heads": COUNT,
+    "linear_key_head_dim": COUNT,
+    "linear_value_head_dim": COUNT,
+    "linear_conv_kernel_dim": COUNT,
+    "rms_norm_eps": POSITIVE,
+    "rope_parameters": OBJECT,
+}
+VISION_VALUES = {
+    **BOTH,
+    "depth": COUNT,
+    "num_heads": COUNT,
+    "in_channels": COUNT,
+    "num_position_embeddings": COUNT,
+    "out_hidden_size": COUNT,
+}
+ROPE_VALUES = {
+    "rope_theta": POSITIVE,
+    "partial_rotary_factor": PART,
+    "mrope_section": THREE_COUNTS,
+}
 
 
 class Weights(NamedTuple):
@@ -53,11 +85,19 @@ def read_model_config(folder: Path, pixels: Preprocessing) -> Any:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen3_5":
-        raise ValueError(f"{folder} is a {config.model_type} model, not Q-ReAlign (qwen3_5)")
+    path, said = folder / "config.json", read_config(folder)
+    if said.get("model_type") != "qwen3_5":
+        raise ValueError(f"{folder} is a {said.get('model_type')} model, not Q-ReAlign (qwen3_5)")
+    for part in ("text_config", "vision_config"):
+        value(said, part, OBJECT, path)
+    with naming(path):
+        config = AutoConfig.from_pretrained(folder)
     text, vision = config.text_config, config.vision_config
+    value(vars(config), "image_token_id", COUNT, path)
+    _check(vars(text), TEXT_VALUES, f"{path}: text_config")
+    _check(vars(vision), VISION_VALUES, f"{path}: vision_config")
     rope = text.rope_parameters
+    _check({"partial_rotary_factor": 1.0, **rope}, ROPE_VALUES, f"{path}: rope_parameters")
     found = {
         "hidden_act": (text.hidden_act, "silu"),
         "vision hidden_act": (vision.hidden_act, "gelu_pytorch_tanh"),
@@ -67,10 +107,32 @@ def read_model_config(folder: Path, pixels: Preprocessing) -> Any:
         "spatial_merge_size": (vision.spatial_merge_size, pixels.merge),
         "temporal_patch_size": (vision.temporal_patch_size, pixels.temporal),
     }
-    for name, (value, wanted) in found.items():
-        if value != wanted:
-            raise ValueError(f"{folder / 'config.json'}: {name} is {value!r}, expected {wanted!r}")
+    for name, (given, wanted) in found.items():
+        if given != wanted:
+            raise ValueError(f"{path}: {name} is {given!r}, expected {wanted!r}")
     return config
+
+
+def _check(values: dict[str, Any], wanted: dict[str, Kind], source: str) -> None:
+    for name, kind in wanted.items():
+        value(values, name, kind, source)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file that is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no tokenizer.json in {folder}")
+    for each in folder.glob("*tokenizer*.json"):
+        read_json(each)  # transformers would not say which one
+    with naming(path):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def checkpoint_dtype(config: Any) -> torch.dtype:
@@ -106,7 +168,7 @@ def load_weights(
     head = state.pop(HEAD, rows[len(words) :] if tied else None)
     if head is None:
         raise ValueError(f"{folder} lacks {HEAD}, and its config.json does not tie it")
-    with torch.device("meta"):
+    with naming(folder / "config.json"), torch.device("meta"):
         towers = nn.ModuleDict(
             {
                 "visual": VisionTower(config.vision_config),

@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .qwen_pixels import read_json
+from .messages import naming
+from .values import TEXT, read_json, value
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")
 WEIGHTS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -70,18 +71,17 @@ def make_prompt(
     Raises:
         ValueError: when the template does not put in one placeholder a picture, alike.
     """
-    template = legacy_template(folder)
-    if not (template or tokenizer.chat_template):
-        raise ValueError(f"no chat template in {folder}")
+    template, source = chat_template(folder, tokenizer)
     question = (UPSTREAM_QUESTIONS if style == "upstream" else CARD_QUESTIONS)[task]
     content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        chat_template=template,
-        tokenize=False,
-        add_generation_prompt=True,
-        **({} if style == "card" else {"enable_thinking": False}),
-    )
+    with naming(source):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **({} if style == "card" else {"enable_thinking": False}),
+        )
     if style == "upstream":
         stem = f" {STEMS[task]}"
         ids = tokenizer(text).input_ids + tokenizer(stem, add_special_tokens=False).input_ids
@@ -97,10 +97,21 @@ def make_prompt(
     return Prompt(runs[0], runs[1] if pictures > 1 else (), runs[-1], text + stem)
 
 
-def legacy_template(folder: Path) -> str | None:
-    """The template of chat_template.json, which a processor prefers to the tokenizer's own."""
-    path = folder / "chat_template.json"
-    return read_json(path).get("chat_template") if path.exists() else None
+def chat_template(folder: Path, tokenizer: Any) -> tuple[str | None, Path]:
+    """The template to give, None for the tokenizer's own; and the file that it is in.
+
+    chat_template.json comes first: a processor prefers it to the tokenizer's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    legacy = folder / "chat_template.json"
+    if legacy.exists() and (values := read_json(legacy)).get("chat_template"):
+        return value(values, "chat_template", TEXT, legacy), legacy
+    if not tokenizer.chat_template:
+        raise ValueError(f"no chat template in {folder}")
+    own = folder / "chat_template.jinja"
+    return None, own if own.exists() else folder / "tokenizer_config.json"
 
 
 def level_ids(tokenizer: Any) -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from .values import COLOUR, COUNT, OBJECT, SCALE, read_json, value
 
 MAX_ASPECT = 200
 BICUBIC = 3  # Pillow's number for it, as the files write it
@@ -75,21 +76,23 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         FileNotFoundError, ValueError: naming the file and what it lacks or asks for.
     """
     path, values = _image_processor(folder)
-    size = values.get("size") or {}
-    try:
-        found = Preprocessing(
-            patch=values["patch_size"],
-            merge=values["merge_size"],
-            temporal=values["temporal_patch_size"],
-            mean=tuple(values["image_mean"]),
-            std=tuple(values["image_std"]),
-            min_pixels=values.get("min_pixels") or size["shortest_edge"],
-            max_pixels=values.get("max_pixels") or size["longest_edge"],
-        )
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}") from None
     _check(path, values)
-    return found
+    return Preprocessing(
+        patch=value(values, "patch_size", COUNT, path),
+        merge=value(values, "merge_size", COUNT, path),
+        temporal=value(values, "temporal_patch_size", COUNT, path),
+        mean=tuple(value(values, "image_mean", COLOUR, path)),
+        std=tuple(value(values, "image_std", SCALE, path)),
+        min_pixels=_pixels(values, "min_pixels", "shortest_edge", path),
+        max_pixels=_pixels(values, "max_pixels", "longest_edge", path),
+    )
+
+
+def _pixels(values: dict[str, Any], key: str, edge: str, path: Path) -> int:
+    """A bound of the picture's area, which older files write as one of `size`."""
+    if values.get(key) is not None:
+        return value(values, key, COUNT, path)
+    return value(values.get("size"), edge, COUNT, path)
 
 
 def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -100,19 +103,8 @@ def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
         values = read_json(path)
         values = values.get("image_processor") if name.startswith("processor") else values
         if values:
-            return path, values
+            return path, value({"image_processor": values}, "image_processor", OBJECT, path)
     raise FileNotFoundError(f"no preprocessor_config.json in {folder}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError, naming the file, where it is not a JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what is not UTF-8
-        raise ValueError(f"not JSON: {path} ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"not a JSON object: {path}")
-    return values
 
 
 def _check(path: Path, values: dict[str, Any]) -> None:
@@ -124,6 +116,6 @@ def _check(path: Path, values: dict[str, Any]) -> None:
         "resample": BICUBIC,
         "rescale_factor": 1 / 255,
     }
-    for name, value in wanted.items():
-        if values.get(name, value) != value:
-            raise ValueError(f"{path} asks for {name} {values[name]}; only {value} is supported")
+    for name, known in wanted.items():
+        if values.get(name, known) != known:
+            raise ValueError(f"{path} asks for {name} {values[name]}; only {known} is supported")

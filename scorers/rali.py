@@ -27,6 +27,7 @@ from .base import ScorerCard, unit_range
 from .checkpoint import load_exactly, read_config, read_weights, weight_files, weights_digest
 from .home import home
 from .resize import METHOD, resize
+from .values import COLOUR, COUNT, SCALE, value
 from .vit import Keys, TowerScorer, VisionTransformer, VitConfig, tower_state
 
 # What CLIP's vision_config means where it leaves something out.
@@ -45,13 +46,15 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self):
-        if not 0 < self.crop <= self.shortest or len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"no preprocessing of RGB pictures: {self}")
+        if self.crop > self.shortest:
+            raise ValueError(f"no preprocessing of pictures: {self}")
 
     @classmethod
-    def read(cls, values: Any, source: Path) -> Preprocessing:
+    def read(cls, values: Any, source: str | Path) -> Preprocessing:
+        kinds = {"shortest": COUNT, "crop": COUNT, "mean": COLOUR, "std": SCALE}
+        known = {name: value(values, name, kind, source) for name, kind in kinds.items()}
         try:
-            return cls(**values)
+            return cls(**{**values, **known})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from None
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import read_config, read_pickled_weights, write_checkpoint
-from .rali import HEAD, TOWER, default_folder, make_rali
+from .messages import one_line
+from .rali import HEAD, TOWER, Preprocessing, default_folder, make_rali
 from .rali_pca import read_pca
 
 FILES = ("ckpt.pt", "pca.pkl", "basis.npz", "best/config.json", "best/preprocessor_config.json")
@@ -124,8 +125,7 @@ def _basis_shape(path: Path) -> tuple[int, ...]:
         with np.load(path, allow_pickle=False) as basis:
             return basis["vectors"].shape
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"not RALI's basis: {path} ({reason})") from None
+        raise ValueError(f"not RALI's basis: {path} ({one_line(error, 200)})") from None
 
 
 def _preprocessing(path: Path) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def _preprocessing(path: Path) -> dict[str, Any]:
         }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"not CLIP's preprocessing: {path} ({error!r})") from None
+    Preprocessing.read(result, f"not CLIP's preprocessing: {path}")
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     if values.get("resample", BICUBIC) != BICUBIC or not all(values.get(s, True) for s in steps):
         raise ValueError(f"{path} asks for other steps than CLIP's: {values}")

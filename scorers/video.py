@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .decode import of_the_system
+from .messages import needs, one_line
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".flv", ".m4v")
 
@@ -60,8 +61,8 @@ def read_video(path: str | Path, frames: int = 8) -> Tensor:
             kept, found = _decode(av, path, uniform_indices(found, frames))
     except (av.error.FFmpegError, EOFError) as error:
         if of_the_system(error):
-            raise OSError(f"cannot be read now: {path} ({_reason(error)})") from None
-        raise ValueError(f"damaged video: {path} ({_reason(error)})") from None
+            raise OSError(f"cannot be read now: {path} ({one_line(error)})") from None
+        raise ValueError(f"damaged video: {path} ({one_line(error)})") from None
     if not found:
         raise ValueError(f"a video without frames: {path}")
     return torch.stack(kept)
@@ -71,9 +72,9 @@ def _av():
     try:
         import av
     except ImportError:
-        raise ImportError('videos need PyAV: pip install "tastemaker[video]"') from None
+        raise needs("videos need PyAV", "av>=14.1", "video") from None
     if not hasattr(av.VideoFrame, "rotation"):
-        raise ImportError(f'PyAV {av.__version__} is too old: pip install "tastemaker[video]"')
+        raise needs(f"PyAV {av.__version__} is too old", "av>=14.1", "video")
     return av
 
 
@@ -110,7 +111,3 @@ def _decode(av, path: Path, wanted: list[int]) -> tuple[list[Tensor], int]:
                 kept[found] = torch.from_numpy(upright.copy()).permute(2, 0, 1)
             found += 1
     return [kept[i] for i in wanted if i in kept], found
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

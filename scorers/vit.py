@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import attention, best_backend
 from .base import Scorer, check_images, working_precision
+from .values import COUNT, POSITIVE, TEXT, value
 
 # quick_gelu(x) = x sigmoid(1.702 x) = silu(1.702 x) / 1.702: `mlp_state` folds both factors into the
 # weights, which leaves one pass over the activations instead of three.
@@ -48,10 +49,15 @@ class VitConfig:
     layer_norm_eps: float = 1e-6
 
     def __post_init__(self):
+        kinds = {"int": COUNT, "float": POSITIVE, "str": TEXT}
+        for name, field in self.__dataclass_fields__.items():
+            value(vars(self), name, kinds[field.type], "vision_config")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.hidden_act!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"{self.num_attention_heads} heads do not divide {self.hidden_size}")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"{self.patch_size} px patches of a {self.image_size} px picture")
 
     @classmethod
     def read(cls, values: Any, source: str | Path, **defaults: Any) -> VitConfig:

@@ -233,12 +233,12 @@ def test_a_scorer_that_is_not_as_it_was_measured_is_refused(reference):
     "contents, message",
     [
         ("{", "not JSON"),
-        ("[]", "not made by tastemaker calibrate"),
+        ("[]", "not a JSON object: .*x.json"),
         ('{"tastemaker": "nano"}', "not made by tastemaker calibrate"),
         ('{"tastemaker": "reference"}', "lacks the set or the scorers"),
         (
             '{"tastemaker": "reference", "set": {"name": "s"}, "members": [{"load": {}, "mean": 0}]}',
-            "lacks fingerprint, n, std of a scorer",
+            "x.json: scorer 1 lacks 'fingerprint'",
         ),
     ],
 )
