@@ -75,6 +75,7 @@ def command(
     if by_default:
         refuse_among_pictures(source.paths, out, "the report")
 
+    from ..report.page import is_listable
     from .scoring import scores_of  # imports torch, so only when there is something to do
 
     scores = scores_of(
@@ -94,6 +95,11 @@ def command(
     without = len(scores.rows) - len(ranked)
     if without:
         click.echo(f"{without} without a score: the report says why")
+    if unlisted := sum(not is_listable(row.path) for row in ranked):
+        click.echo(
+            f"{unlisted} with a line break in the name, or not UTF-8: ranked, but the report cannot "
+            "put such names into a list"
+        )
     echo_files(("contact sheet", sheet), ("worst", worst and _worst(sheet)), ("report", report))
     if open_report:
         open_in_browser(report)
@@ -192,6 +198,7 @@ def _print_best(ranked: Sequence[Row]) -> None:
 
     click.echo(f"{'rank':>6} {'score':>9}  picture")
     for rank, row in enumerate(ranked[:PRINTED], 1):
-        click.echo(f"{rank:>6} {format_score(row.score):>9}  {click.format_filename(row.path)}")
+        name = " ".join(click.format_filename(row.path).splitlines())
+        click.echo(f"{rank:>6} {format_score(row.score):>9}  {name}")
     if len(ranked) > PRINTED:
         click.echo(f"{'':>6} {'...':>9}  {len(ranked)} ranked")

@@ -61,6 +61,7 @@ def write_report(
         total=len(ranked),
         shown=min(limit, len(ranked)),
         failed=failed,
+        unlisted=sum(not is_listable(row.path) for row in ranked[:limit]),
         histogram=histogram(values),
         threshold=_threshold(values, keep),
         report_id=_report_id(scores.fingerprint_id, ranked[:limit]),
@@ -73,13 +74,10 @@ def write_report(
 
 
 def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """(rows with a score, best first; rows without one, each with its error).
-
-    A picture whose name cannot be a line of a list counts as one that has no score.
-    """
+    """(rows with a finite score, best first; rows without one, each with its error)."""
     scored, failed = [], []
     for row in rows:
-        error = row.error or _unlistable(row)
+        error = row.error or (None if math.isfinite(row.score) else f"its score is {row.score}")
         if error:
             failed.append(Row(Path(displayable(str(row.path))), math.nan, displayable(error)))
         else:
@@ -88,13 +86,9 @@ def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     return [scored[i] for i in order], failed
 
 
-def _unlistable(row: Row) -> str | None:
-    path = str(row.path)
-    if not math.isfinite(row.score):
-        return f"its score is {row.score}"
-    if path.splitlines() != [path] or displayable(path) != path:
-        return "its name has a line break or is not UTF-8, so no list can hold it: rename it"
-    return None
+def is_listable(path: Path) -> bool:
+    """Whether it can be a line of a list: of UTF-8, without a line break."""
+    return str(path).splitlines() == [displayable(str(path))]
 
 
 def displayable(text: str) -> str:
@@ -113,6 +107,7 @@ class Card(NamedTuple):
     shown: str
     percentile: str
     thumbnail: str | None  # a data URI
+    listable: bool
 
 
 def _cards(rows: Iterable[Row], percentiles: Sequence[float]) -> Iterator[Card]:
@@ -122,13 +117,14 @@ def _cards(rows: Iterable[Row], percentiles: Sequence[float]) -> Iterator[Card]:
         i, row = ranked
         return Card(
             rank=i + 1,
-            path=str(row.path),
-            name=row.path.name,
+            path=displayable(str(row.path)),
+            name=displayable(row.path.name),
             uri=row.path.absolute().as_uri(),
             score=row.score,
             shown=format_score(row.score),
             percentile=f"{percentiles[i]:.0f}",
             thumbnail=_thumbnail(row.path),
+            listable=is_listable(row.path),
         )
 
     return _ahead(make, enumerate(rows))
@@ -211,7 +207,7 @@ def _report_id(fingerprint_id: str, rows: Sequence[Row]) -> str:
     """Stands for this ranking: the scores' fingerprint, and the pictures in their order."""
     digest = hashlib.sha256(fingerprint_id.encode())
     for row in rows:
-        digest.update(f"\n{row.path}".encode())
+        digest.update(f"\n{row.path}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 

@@ -266,6 +266,14 @@ def test_odd_names_do_not_stop_it(here):
     undecodable = b"pics/bytes\xff.png"
     Image.new("L", (40, 30), 255).save(os.fsdecode(undecodable))
     result = run("pics")
-    assert "2 without a score" in result.stdout  # the one with a line break and the undecodable one
+    assert "11 ranked" in result.stdout and "without a score" not in result.stdout
+    # the one with a line break and the undecodable one
+    assert "2 with a line break in the name, or not UTF-8: ranked, but" in result.stdout
+    assert len(result.stdout.splitlines()) == 1 + 5 + 1 + 1 + 2
     page = Path("tastemaker-report/report.html").read_text(encoding="utf-8")
-    assert page.count('class="card"') == 9 and page.count("no list can hold it") == 2
+    assert page.count('class="card"') == 11 and page.count(" data-unlisted>") == 2
+    assert "2 pictures</b> cannot be put into a saved list" in page
+    Path("pics/new\nline.png").unlink()
+    os.unlink(undecodable)
+    page = run("pics") and Path("tastemaker-report/report.html").read_text(encoding="utf-8")
+    assert page.count('class="card"') == 9 and "cannot be put into" not in page

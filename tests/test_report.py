@@ -158,16 +158,37 @@ def test_pictures_without_a_score_are_listed_with_the_reason(pictures, tmp_path)
     rows = pictures(["a.png"])
     rows += [
         Row(Path("broken.png"), math.nan, "damaged picture: broken.png"),
-        Row(Path("two\nlines.png"), 0.5),
-        Row(Path("two\u2028lines.png"), 0.5),
-        Row(Path("bytes\udcff.png"), 0.5),
+        Row(Path("bytes\udcff.png"), math.nan, "damaged picture: bytes\udcff.png"),
         Row(Path("endless.png"), math.inf),
     ]
     page = report(rows, tmp_path / "report.html")
     assert len(page.cards) == 1
     assert "damaged picture: broken.png" in page.text and "its score is inf" in page.text
-    assert page.text.count("no list can hold it") == 3
-    assert "5 without a score" in page.text
+    assert "damaged picture: bytes?.png" in page.text
+    assert "3 without a score" in page.text
+
+
+def test_names_that_no_list_can_hold_are_ranked_and_told(pictures, tmp_path):
+    names = [
+        "two\nlines.png",
+        "a.png",
+        "two\u2028lines.png",
+        "two\rlines.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    try:
+        rows = pictures(names)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    page = report(rows, tmp_path / "report.html")
+    assert ["data-unlisted" in card for card in page.cards] == [True, False, True, True, True]
+    assert len(page.all("img", loading="lazy")) == 5 and "without a score" not in page.text
+    assert "4 pictures cannot be put into a saved list" in page.text
+    assert page.cards[4]["data-uri"].endswith("/%FF.png")
+    one = report(rows[:2], tmp_path / "report.html")
+    assert "1 picture cannot be put into a saved list" in one.text and "Rename it" in one.text
+    hidden = report(rows[1:], tmp_path / "report.html", limit=1)
+    assert "cannot be put into" not in hidden.text
 
 
 def test_a_picture_that_has_gone_since_it_was_scored_is_still_ranked(pictures, tmp_path):
