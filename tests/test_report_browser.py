@@ -331,6 +331,24 @@ def test_the_lists_hold_exactly_the_picks(report):
     assert report.saved("#save-kept", "kept.txt") == []
 
 
+def test_names_that_are_no_lines_are_left_out_of_the_lists_and_told(browser, tmp_path):
+    odd = [tmp_path / name for name in ("two\nlines.png", "plain.png", "last\u2028.png")]
+    for path in odd:
+        Image.new("RGB", (40, 30)).save(path)
+    scores = Scores([Row(path, 0.9 - i / 10) for i, path in enumerate(odd)], "x", "y", None)
+    write_report(tmp_path / "report.html", scores, title="odd", keep=2)
+    browser.get((tmp_path / "report.html").as_uri())
+    report = Report(browser, tmp_path / "report.html", list(map(str, odd)))
+    assert report.find(".counts").text == "2 kept · 1 rejected"
+    assert report.saved("#save-kept", "kept.txt") == [str(odd[1])]
+    told = "1 left out: no line of a list can hold its name."
+    assert report.find("#message").text.startswith("Saved 1 path as") and told in (
+        report.find("#message").text
+    )
+    report.click("#copy-rejected")
+    assert report.find("#message").text == f"Copied 0 paths. {told}"
+
+
 @pytest.mark.parametrize("api", ["clipboard", "execCommand"])
 def test_copy(report, api):
     from selenium.webdriver.common.keys import Keys as K
