@@ -110,6 +110,11 @@ def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict
     from .calibration import fit
 
     mean, std, n = reference_statistics(scores.values)
+    if std == 0:
+        raise ValueError(
+            f"{scores.name} scored {mean:.4f} for each of {n} pictures, which is no scale to measure "
+            "others on: nothing is written. Give more pictures, or ones that differ"
+        )
     known = [value for value in scores.values if value == value]
     low, high = min(known), max(known)
     click.echo(

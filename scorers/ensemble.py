@@ -83,10 +83,8 @@ class Ensemble(Scorer):
 
         reference = read_reference(path)
         measured = reference["members"]
-        try:
-            members = [load(**{**entry["load"], **how}) for entry in measured]
-        except RecursionError:
-            raise ValueError(f"{path} is, or has, an ensemble that holds itself") from None
+        _check_nesting(Path(path))
+        members = [load(**{**entry["load"], **how}) for entry in measured]
         for member, entry in zip(members, measured, strict=True):
             check_fingerprint(member.card, entry["fingerprint"], path)
         statistics = [ReferenceStatistics(e["mean"], e["std"], e["n"]) for e in measured]
@@ -195,6 +193,17 @@ def read_reference(path: str | Path) -> dict[str, Any]:
     for number, entry in enumerate(value(reference, "members", ENTRIES, path), 1):
         _check_entry(entry, f"{path}: scorer {number}")
     return reference
+
+
+def _check_nesting(path: Path, outer: tuple[Path, ...] = ()) -> None:
+    """Raises ValueError for an ensemble that holds itself, by way of others or not."""
+    outer = (*outer, path.resolve())
+    for entry in read_reference(path)["members"]:
+        member = Path(entry["load"]["name_or_path"]).expanduser()
+        if member.suffix == ".json" and member.is_file():
+            if member.resolve() in outer:
+                raise ValueError(f"{path} names {member}, an ensemble that it is part of itself")
+            _check_nesting(member, outer)
 
 
 def _check_entry(entry: Mapping[str, Any], source: str) -> None:

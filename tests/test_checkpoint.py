@@ -161,6 +161,26 @@ class Hostile:
         return (open, (str(self.marker), "w"))
 
 
+def test_a_refused_pickle_is_told_in_our_words(tmp_path, recwarn):
+    marker = tmp_path / "executed"
+    for protocol in (0, 2, 4):
+        (tmp_path / f"{protocol}.pt").write_bytes(pickle.dumps(Hostile(marker), protocol))
+    torch.save({"weight": Hostile(marker)}, tmp_path / "zip.pt")
+    whole = (tmp_path / "zip.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pt").touch()
+    names = {"0": "would run io.open", "2": "would run io.open", "zip": "would run io.open"}
+    for name in ("0", "2", "4", "zip", "cut", "empty"):
+        path = tmp_path / f"{name}.pt"
+        with pytest.raises(ValueError) as caught:
+            checkpoint.read_pickled_weights(path)
+        why = names.get(name, "is damaged, or a pickle of something else")
+        advice = "it was not opened: ask for the weights as .safetensors"
+        message = f"not a plain dictionary of tensors: {path} {why}; {advice}"
+        assert str(caught.value) == message
+    assert not marker.exists() and not recwarn.list
+
+
 def test_malicious_pickle_is_refused_and_never_run(tmp_path):
     marker = tmp_path / "executed"
     for name, dump in (("a.pt", torch.save), ("b.pt", lambda o, p: p.write_bytes(pickle.dumps(o)))):

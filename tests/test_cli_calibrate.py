@@ -33,7 +33,7 @@ class Latent(Brightness):
         )
 
 
-@pytest.mark.parametrize("paths", [["."], ["../in"], ["0.png"], ["*.png"]])
+@pytest.mark.parametrize("paths", [["."], ["../in"], ["0.png", "1.png"], ["*.png"]])
 def test_the_reference_does_not_lie_among_pictures_by_default(run, tmp_path, monkeypatch, paths):
     staircase(tmp_path / "in")
     monkeypatch.chdir(tmp_path / "in")
@@ -199,3 +199,11 @@ def test_the_self_test_finds_a_score_that_is_no_number(capsys):
     broken = Brightness()
     broken.weight.data.fill_(math.nan)
     assert not self_test(broken)
+
+
+def test_calibrate_on_one_picture_is_refused_before_anything_is_written(run, tmp_path):
+    flat_picture(tmp_path / "in" / "one.png", 90)
+    out = tmp_path / "r.json"
+    error = run.error("calibrate", tmp_path / "in", "--scorer", "nano", "--out", out)
+    assert "brightness scored 0.35" in error and "1 pictures" in error
+    assert "Give more pictures" in error and not out.exists()

@@ -258,3 +258,56 @@ def test_statistics_from_a_file(reference):
         statistics_from_reference(reference, [nano])
     with pytest.raises(ValueError, match="dtype: float32 there, float16 here.*calibrate again"):
         statistics_from_reference(reference, [Brightness().half().card])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(members=3), "members must be a list of objects, got 3"),
+        (lambda c: c.update(members=[3]), r"members must be a list of objects, got \[3\]"),
+        (lambda c: c.update(set=3), "x.json: set must be an object, got 3"),
+        (lambda c: c["set"].update(name=None), "x.json: set: name must be text, got None"),
+        (lambda c: c["members"][1].update(mean="x"), "x.json: scorer 2: mean must be .* got 'x'"),
+        (lambda c: c["members"][0].update(std=0.0), "x.json: scorer 1: std must be .* got 0.0"),
+        (lambda c: c["members"][0].update(n=0), "x.json: scorer 1: n must be .* got 0"),
+        (lambda c: c["members"][0].update(weight="big"), "scorer 1: weight must be .* got 'big'"),
+        (lambda c: c["members"][0].update(load=3), "scorer 1: load must be an object, got 3"),
+        (lambda c: c["members"][0].update(load={}), "scorer 1: load lacks 'name_or_path'"),
+        (lambda c: c["members"][0].update(fingerprint=[]), "scorer 1: fingerprint must be"),
+        (lambda c: c["members"][0].update(calibration=3), "scorer 1: calibration must be"),
+        (lambda c: c["members"][1].pop("mean"), "x.json: scorer 2 lacks 'mean'"),
+    ],
+)
+def test_a_damaged_file_names_itself_scorer_and_key(reference, change, message):
+    contents = json.loads(reference.read_text())
+    change(contents)
+    path = reference.with_name("x.json")
+    path.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=message) as caught:
+        Ensemble.from_reference(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_ensemble_that_holds_itself_is_named(reference):
+    contents = json.loads(reference.read_text())
+    other = reference.with_name("other.json")
+    contents["members"][0]["load"]["name_or_path"] = str(reference)
+    other.write_text(json.dumps(contents))
+    for named in (reference, other):  # itself, and one that names it
+        contents["members"][0]["load"]["name_or_path"] = str(named)
+        reference.write_text(json.dumps(contents))
+        with pytest.raises(
+            ValueError, match="names .*json, an ensemble that it is part of"
+        ) as caught:
+            load_scorer(reference, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_an_ensemble_of_an_ensemble_is_a_scorer(reference):
+    inner = load_scorer(reference, device="cpu")
+    contents = json.loads(reference.read_text())
+    entry = {"load": {"name_or_path": str(reference)}, "fingerprint": inner.card.fingerprint}
+    contents["members"][0] = {**contents["members"][0], **entry}
+    outer = reference.with_name("outer.json")
+    outer.write_text(json.dumps(contents))
+    assert load_scorer(outer, device="cpu").card.name.startswith("ensemble of ensemble of")

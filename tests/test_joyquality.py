@@ -206,3 +206,24 @@ def test_bad_options(folder, tmp_path):
         load_scorer(tmp_path)
     with pytest.raises(ValueError, match="5 heads do not divide 48"):
         load_scorer(folder, heads=5)
+
+
+def test_a_damaged_configuration_names_file_and_key(folder, tmp_path):
+    whole = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((whole / "config.json").read_text())
+    for key in ("num_attention_heads", "image_size", "hidden_size", "patch_size"):
+        for bad in (None, 0, -1, "x", [], 1.5):
+            changed = {**config, "vision_config": {**config["vision_config"], key: bad}}
+            (whole / "config.json").write_text(json.dumps(changed))
+            with pytest.raises(
+                ValueError, match=rf"config\.json: .*{key} must be .*whole"
+            ) as caught:
+                load_scorer(whole, device="cpu")
+            assert "\n" not in str(caught.value)
+
+
+def test_heads_and_image_size_are_whole_numbers(folder):
+    for option in ("heads", "image_size"):
+        for bad in (0, -1, "x", 1.5):
+            with pytest.raises(ValueError, match="must be a whole number from 1 up"):
+                load_scorer(folder, device="cpu", **{option: bad})

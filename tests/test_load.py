@@ -41,3 +41,29 @@ def test_a_revision_reaches_the_hub(monkeypatch):
 def test_the_checkpoints_dtype_on_request(tmp_path, dtype, expected):
     tiny_vit.make_joyquality().to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_scorer(tmp_path, device="cpu", dtype=dtype).dtype == getattr(torch, expected)
+
+
+@pytest.mark.parametrize(
+    "name, option, message",
+    [
+        ("nano", {"max_pixels": 99}, r"^nano has no option max_pixels \(it has none\)$"),
+        ("nano", {"prompt_style": "card"}, "^nano has no option prompt_style"),
+        ("rali", {"heads": 1}, r"^rali has no option heads \(it has gradient_checkpointing\)$"),
+        ("joyquality", {"max_pixels": 9}, r"^joyquality has no option max_pixels .*image_size"),
+        ("q-realign-pro", {"size": 9}, r"^q-realign has no option size .*prompt_style, max_pixels"),
+    ],
+)
+def test_an_option_that_a_scorer_does_not_have_is_named_before_anything_is_fetched(
+    name, option, message, monkeypatch
+):
+    monkeypatch.setattr("tastemaker.scorers.load.fetch", lambda *_: pytest.fail("was fetched"))
+    with pytest.raises(TypeError, match=message):
+        load_scorer(name, device="cpu", **option)
+
+
+def test_an_option_of_a_folder_or_of_an_ensemble_is_checked_too(tmp_path):
+    (tmp_path / "config.json").write_text('{"tastemaker": "nano"}')
+    with pytest.raises(TypeError, match="^nano has no option max_pixels"):
+        load_scorer(tmp_path, device="cpu", max_pixels=9)
+    with pytest.raises(TypeError, match="^ensemble has no option max_pixels"):
+        load_scorer(tmp_path / "config.json", device="cpu", max_pixels=9)

@@ -385,3 +385,11 @@ def test_a_split_keeps_variants_and_near_duplicates_together(folder):
 def test_without_pictures_the_error_says_what_to_install(tmp_path):
     with pytest.raises(FileNotFoundError, match="pip install comfyui-workflow-templates"):
         usable_pictures([tmp_path])
+
+
+@pytest.mark.parametrize("key", ["widths", "blocks", "embedding", "name"])
+@pytest.mark.parametrize("bad", [None, -1, "", [], [-1], [16, None], {}])
+def test_a_damaged_configuration_names_file_and_key(scorer, tmp_path, key, bad):
+    write_checkpoint(tmp_path, {**scorer.config, key: bad}, scorer.state_dict())
+    with pytest.raises(ValueError, match=rf"config\.json: {key} must be"):
+        load_scorer(tmp_path, device="cpu")

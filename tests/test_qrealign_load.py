@@ -233,6 +233,55 @@ BROKEN = {
         lambda f: edit_json(f / "preprocessor_config.json", lambda c: c.update(patch_size=14)),
         "config.json: patch_size is 16, expected 14",
     ),
+    "a chat template that is no template": (
+        lambda f: (f / "chat_template.jinja").write_text("{% for %}\n{{"),
+        "chat_template.jinja: ",
+    ),
+    "a tokenizer that is cut off": (
+        lambda f: (f / "tokenizer.json").write_text("{"),
+        "not JSON: .*tokenizer.json",
+    ),
+    "a tokenizer of nothing": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "tokenizer.json: ",
+    ),
+    "a tokenizer configuration that is cut off": (
+        lambda f: (f / "tokenizer_config.json").write_text("{"),
+        "not JSON: .*tokenizer_config.json",
+    ),
+    "no mean": (
+        lambda f: edit_json(f / "preprocessor_config.json", lambda c: c.update(image_mean=None)),
+        "preprocessor_config.json: image_mean must be three numbers, got None",
+    ),
+    "a deviation of 0": (
+        lambda f: edit_json(
+            f / "preprocessor_config.json", lambda c: c.update(image_std=[0.5, 0, 0.5])
+        ),
+        "preprocessor_config.json: image_std must be three numbers above 0",
+    ),
+    "sizes that are none": (
+        lambda f: edit_json(f / "preprocessor_config.json", lambda c: c.update(size=7)),
+        "preprocessor_config.json lacks 'shortest_edge'",
+    ),
+    "no vision_config": (
+        lambda f: edit_json(f / "config.json", lambda c: c.pop("vision_config")),
+        "config.json lacks 'vision_config'",
+    ),
+    "no heads": (
+        lambda f: edit_json(f / "config.json", lambda c: c["vision_config"].update(num_heads=0)),
+        "config.json: vision_config: num_heads must be a whole number from 1 up, got 0",
+    ),
+    "a hidden size in words": (
+        lambda f: edit_json(f / "config.json", lambda c: c["text_config"].update(hidden_size="x")),
+        "config.json: .*hidden_size",
+    ),
+    "a rope without sections": (
+        lambda f: edit_json(
+            f / "config.json",
+            lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[]),
+        ),
+        "config.json: rope_parameters: mrope_section must be three whole numbers",
+    ),
     "another resampling": (
         lambda f: edit_json(f / "preprocessor_config.json", lambda c: c.update(resample=2)),
         "asks for resample 2; only 3 is supported",

@@ -97,7 +97,12 @@ def test_8_bit_pixels_are_exact_in_bfloat16():
         ({"hidden_act": "swish2"}, "unknown activation 'swish2'"),
         ({"num_attention_heads": 5}, "5 heads do not divide 768"),
         ({"num_channels": 1}, "not a tower of RGB pictures: 1 channels"),
-        ({"hidden_size": "many"}, "config.json"),
+        ({"hidden_size": "many"}, "config.json: vision_config: hidden_size must be .*'many'"),
+        ({"image_size": None}, "config.json: vision_config: image_size must be .* got None"),
+        ({"num_attention_heads": 0}, "config.json: vision_config: num_attention_heads .* got 0"),
+        ({"layer_norm_eps": "x"}, "config.json: vision_config: layer_norm_eps .* got 'x'"),
+        ({"hidden_act": None}, "config.json: vision_config: hidden_act must be text, got None"),
+        ({"patch_size": 512}, "512 px patches of a 224 px picture"),
         (None, "no vision_config"),
     ],
 )
