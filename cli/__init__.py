@@ -62,7 +62,10 @@ class Commands(click.Group):
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message on one line; its kind where it has none."""
+    """The error's message on one line; its kind where it has none.
+
+    `scorers.messages` has the same: its package imports torch, which may be what is missing.
+    """
     return " ".join(str(error).split()) or type(error).__name__
 
 

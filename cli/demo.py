@@ -173,7 +173,9 @@ def unseen_pictures() -> list[Path]:
     try:
         files = metadata.distribution(PACKAGE).files or []
     except metadata.PackageNotFoundError:
-        raise ImportError(f'no {PACKAGE}: pip install "tastemaker[demo]"') from None
+        from ..scorers.messages import needs
+
+        raise needs(f"no {PACKAGE}", PACKAGE, "demo") from None
     wanted = {f"{template}-1.webp" for template in UNSEEN}
     found = sorted(Path(file.locate()) for file in files if file.name in wanted)
     found = [picture for picture in found if picture.is_file()]

@@ -132,5 +132,7 @@ def _pyarrow():
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError('Parquet needs pyarrow: pip install "tastemaker[parquet]"') from None
+        from ..scorers.messages import needs
+
+        raise needs("Parquet needs pyarrow", "pyarrow", "parquet") from None
     return pyarrow, pyarrow.parquet

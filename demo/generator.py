@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..scorers.messages import needs
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
@@ -42,6 +44,5 @@ def check_installed() -> None:
     try:
         import diffusers  # noqa: F401
     except ImportError:
-        raise ImportError(
-            'the embedded generator needs diffusers: pip install "tastemaker[diffusers]"'
-        ) from None
+        what = "the embedded generator needs diffusers"
+        raise needs(what, "diffusers accelerate", "diffusers") from None

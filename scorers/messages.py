@@ -30,8 +30,8 @@ def naming(source: str | Path) -> Iterator[None]:
 
 
 def needs(what: str, package: str, extra: str) -> ImportError:
-    """The error for an optional package that is missing: `raise needs("videos need PyAV", ...)`.
+    """The error for an optional package that is missing: `raise needs("videos need PyAV", "av", "video")`.
 
     Names the package itself too: who cloned this project into ComfyUI has not installed it by name.
     """
-    return ImportError(f'{what}: pip install "{package}", or pip install "tastemaker[{extra}]"')
+    return ImportError(f'{what}: pip install -U {package}, or pip install "tastemaker[{extra}]"')

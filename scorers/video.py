@@ -72,9 +72,9 @@ def _av():
     try:
         import av
     except ImportError:
-        raise needs("videos need PyAV", "av>=14.1", "video") from None
+        raise needs("videos need PyAV", "av", "video") from None
     if not hasattr(av.VideoFrame, "rotation"):
-        raise needs(f"PyAV {av.__version__} is too old", "av>=14.1", "video")
+        raise needs(f"PyAV {av.__version__} is too old", "av", "video")
     return av
 
 
