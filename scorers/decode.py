@@ -100,11 +100,11 @@ def special(path: str | os.PathLike) -> str | None:
 
 def of_the_system(error: BaseException) -> bool:
     """Whether it is the disk's, the network's or the system's, not that of the file's contents."""
-    return (
-        isinstance(error, OSError)
-        and error.errno in errno.errorcode
-        and error.errno not in _NONSENSE
-    )
+    number = getattr(error, "errno", None)
+    known = number in errno.errorcode and number not in _NONSENSE
+    return known and isinstance(
+        error, (OSError, MemoryError)
+    )  # PyAV's MemoryError has a number too
 
 
 def to_uint8(picture: Image.Image) -> Tensor:

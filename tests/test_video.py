@@ -1,5 +1,7 @@
 """Reading uniform frames of videos, whole and broken."""
 
+import errno
+import os
 import sys
 import tracemalloc
 
@@ -145,6 +147,15 @@ def broken(tmp_path, kind):
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return path
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_errors_of_the_system_are_no_damage(number, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", 3)
+    monkeypatch.setattr(av, "open", lambda *_: av.error.err_check(-number, "a.mp4"))
+    with pytest.raises(OSError, match="cannot be read now: .*a.mp4") as caught:
+        read_video(path)
+    assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
