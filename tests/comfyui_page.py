@@ -48,8 +48,11 @@ QUESTIONS = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 BAR = (80, 130)  # the page's own bars cover this much of the left and the top
 
 
-def open_browser():
-    """Headless Chromium; fails the test with the command that installs what is missing."""
+def open_browser(forget: bool = True):
+    """Headless Chromium; fails the test with the command that installs what is missing.
+
+    `forget` empties what each page keeps for its tab, whenever it is opened or opened again.
+    """
     missing = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
     if missing:
         pytest.fail(f"no {' and '.join(missing)}: apt-get install -y chromium chromium-driver")
@@ -70,7 +73,8 @@ def open_browser():
     # A page that is opened again comes as a new visitor: under the old name, the server takes it for
     # gone when it notices that the one before it is, and tells it nothing of what its prompts do.
     fresh = {"source": "window.name = ''; try { sessionStorage.clear() } catch {}"}
-    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", fresh)
+    if forget:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", fresh)
     return driver
 
 

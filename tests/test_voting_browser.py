@@ -25,7 +25,7 @@ scorer = lambda: load_scorer("nano")
 
 @pytest.fixture(scope="module")
 def browser():
-    driver = open_browser()
+    driver = open_browser(forget=False)  # the page knows its tab again after a reload
     yield driver
     driver.quit()
 
