@@ -14,7 +14,7 @@ def refuse_among_pictures(paths: Iterable[str | os.PathLike], out: Path, what: s
     """For an output that goes to its default place, before any work.
 
     Args:
-        paths: PATHS as on the command line. What comes on standard input is not known yet.
+        paths: PATHS as on the command line; where they are `known_later`, then the files.
         out: where the output would lie.
         what: what it is, e.g. "the report".
 
@@ -31,6 +31,11 @@ def refuse_among_pictures(paths: Iterable[str | os.PathLike], out: Path, what: s
                 f"{what} would lie among the pictures of {click.format_filename(folder)}: "
                 f"choose another place, e.g. --out {click.format_filename(outside)}"
             )
+
+
+def known_later(paths: Iterable[str]) -> bool:
+    """Whether which files are meant shows only when they are read: standard input, or a table."""
+    return not paths or not {"-", "@-"}.isdisjoint(paths)
 
 
 def _folders(paths: Iterable[str | os.PathLike]) -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .beside import refuse_among_pictures
+from .beside import known_later, refuse_among_pictures
 from .options import (
     EXISTING_FILE,
     OUTPUT_FILE,
@@ -74,7 +74,8 @@ def command(
         raise click.UsageError("one journal holds one scorer: leave --journal out")
     if len(set(scorers)) < len(scorers):
         raise click.UsageError("a scorer is named twice")
-    if click.get_current_context().get_parameter_source("out") is ParameterSource.DEFAULT:
+    chosen = click.get_current_context().get_parameter_source("out")
+    if chosen is ParameterSource.DEFAULT:
         refuse_among_pictures(source.paths, out, str(out))
     compared = read_pairs(pairs, voter) if pairs else None
     members, rows = [], []
@@ -83,6 +84,8 @@ def command(
         scores = scores_for(source, own)
         members.append(_measure(scores, own, compared))
         rows = scores.rows
+        if chosen is ParameterSource.DEFAULT and known_later(source.paths):
+            refuse_among_pictures((row.path for row in rows), out, str(out))
     contents = {
         "tastemaker": "reference",
         "set": {"name": name or _name(source.paths), "n": len(rows), "digest": set_digest(rows)},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from .beside import refuse_among_pictures
+from .beside import known_later, refuse_among_pictures
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(
         retry_errors=source.retry_errors,
         exclude=[out],
     )
-    if by_default and ("-" in source.paths or not source.paths):  # known only now
+    if by_default and known_later(source.paths):
         refuse_among_pictures((row.path for row in scores.rows), out, "the report")
     title = title or _title(source)
     own = out if used else None

@@ -41,6 +41,8 @@ def test_the_reference_does_not_lie_among_pictures_by_default(run, tmp_path, mon
     assert error.startswith("reference.json would lie among the pictures of ")
     assert error.endswith("--out ../reference.json") and not run.loaded
     assert not Path("reference.json").exists()
+    piped = run("calibrate", "-", "--scorer", "nano", code=1, input="0.png\n1.png\n")
+    assert "--out ../reference.json" in piped.stderr and not Path("reference.json").exists()
     run("calibrate", *paths, "--scorer", "nano", "--out", "reference.json")
     assert Path("reference.json").exists()
 

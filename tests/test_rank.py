@@ -108,8 +108,9 @@ def test_nothing_is_written_beside_pictures_that_are_given_one_by_one(here, monk
 def test_nor_beside_those_that_come_from_a_pipe_or_a_table(here, monkeypatch):
     monkeypatch.chdir("pics")
     before = files(here)
-    result = CliRunner().invoke(main, ["rank", "-"], input="0.png\n1.png\n")
-    assert result.exit_code == 1 and "--out ../tastemaker-report" in result.stderr
+    for piped in (["-"], ["--from-file", "-"]):
+        result = CliRunner().invoke(main, ["rank", *piped], input="0.png\n1.png\n")
+        assert result.exit_code == 1 and "--out ../tastemaker-report" in result.stderr
     assert files(here) - before == set()
     Path("scores.csv").write_text("path,score\n0.png,3\n")
     assert "--out ../tastemaker-report" in run("--scores", "scores.csv", code=1).stderr
