@@ -71,7 +71,7 @@ def train(
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
         robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
-            far as the base knows it. Costs two to five points of accuracy, most where the taste
+            far as the base knows it. Costs two to six points of accuracy, most where the taste
             does not mind (`benchmarks/preferences.md`).
         overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
             was made of the same comparisons and base.
