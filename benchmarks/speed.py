@@ -6,8 +6,8 @@
     python benchmarks/speed.py --size full --only q-realign:mini --measure forward   # on a CPU, 10 min
 
 Three measurements, both sides taken in turns, medians: from model input to scores; the same with the
-gradient back to the pixels; and from picture files to scores. Appends a table to benchmarks/speed.md
-under the machine's name.
+gradient back to the pixels; and from picture files to scores. Prints a table; with --write it goes
+into benchmarks/speed.md too, under the machine's name, in place of that machine's earlier one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=[*subjects.SUBJECTS, *FULL])
     parser.add_argument("--measure", nargs="*", choices=MEASURED, default=MEASURED)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
-    parser.add_argument("--write", action="store_true", help="append the table to speed.md")
+    parser.add_argument("--write", action="store_true", help="put the table into speed.md")
     return parser.parse_args()
 
 
@@ -176,13 +176,19 @@ def report(device, dtype: str, size: str, peak: float, rows: list, notes: list[s
         f"Size {size}, ours in {dtype}; the device's own {kind} matrix product: "
         f"{peak / 1e12:.2f} TFLOP/s.",
         "",
-        measure.table(HEADER, rows),
+        measure.table(*_told(HEADER, rows)),
         *notes,
         ""
         if device.type == "cuda"
         else f"Peak of the process: {measure.process_peak() / 2**30:.2f} GiB.",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _told(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns in which no row says anything: memory is measured on a GPU only."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def write(text: str, machine: str, size: str, dtype: str) -> None:

@@ -232,7 +232,11 @@ def test_what_does_not_fit_is_named(change, message, release, tmp_path):
         ("preprocessor_config.json", {"resample": 2}, "other steps than CLIP's"),
         ("preprocessor_config.json", {"do_center_crop": False}, "other steps than CLIP's"),
         ("preprocessor_config.json", {"size": {"longest_edge": 56}}, "not CLIP's preprocessing"),
-        ("preprocessor_config.json", {"image_mean": [0.5]}, "config.json: mean must be three numbers"),
+        (
+            "preprocessor_config.json",
+            {"image_mean": [0.5]},
+            "config.json: mean must be three numbers",
+        ),
         ("preprocessor_config.json", {"crop_size": 42}, "42 px for a tower of 56 px"),
         ("config.json", {"vision_config": None}, "no vision_config"),
         (
