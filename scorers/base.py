@@ -209,7 +209,7 @@ class Scorer(nn.Module):
     def score_iter(
         self, images: Iterable, batch_size: int | None = None, on_error: str = "nan"
     ) -> Iterator[Scored]:
-        """Streams `Scored(item, score, error)` in order, with bounded memory, for millions of images."""
+        """Streams `Scored` (item, score, error, passing) in order, with bounded memory, for millions."""
         return score_stream(self, images, batch_size, on_error)
 
     def with_task(self, task: str) -> Scorer:
