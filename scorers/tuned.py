@@ -34,12 +34,18 @@ def tuned_card(card: ScorerCard, config: Mapping[str, Any]) -> ScorerCard:
 
 def summary(said: Mapping[str, Any]) -> str:
     """One line on what was learned from, and how often it is right about what it never saw."""
-    data, metrics = said.get("data") or {}, said.get("metrics") or {}
+    data, metrics = _part(said, "data"), _part(said, "metrics")
     count, images = (data.get(name, "?") for name in ("comparisons", "images"))
     text = f"One taste, from {count} comparisons of {images} images"
     for part, of in MEASURED.items():
-        found = metrics.get(part) or {}
+        found = _part(metrics, part)
         if isinstance(found.get("accuracy"), float):
-            text += f"; right in {found['accuracy']:.1%} of {of.format(found['decided'])}"
+            text += f"; right in {found['accuracy']:.1%} of {of.format(found.get('decided', '?'))}"
             break
     return f"{text}. A number means something only against other scores of the same scorer."
+
+
+def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What is only told, not computed with, may be missing or damaged."""
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}

@@ -12,6 +12,7 @@ from tastemaker.scorers import load_scorer
 from tastemaker.scorers.checkpoint import write_checkpoint
 from tastemaker.scorers.personal import PersonalScorer, base_entry, head_state, score_features
 from tastemaker.scorers.rali_convert import convert_rali
+from tastemaker.scorers.tuned import summary
 from tastemaker.scorers.working_memory import working_memory
 
 SIZES = [(96, 128), (128, 96), (64, 64), (200, 72)]
@@ -223,3 +224,19 @@ def test_menus_know_the_kind():
     from tastemaker.scorers.load import KINDS
 
     assert KINDS["personal"] == "personal"  # nodes/folders.py lists folders of these kinds
+
+
+@pytest.mark.parametrize("bad", [None, 3, "x", [], {}, {"accuracy": 0.5}])
+def test_what_is_only_told_may_be_damaged(bad):
+    said = {"data": bad, "metrics": {"held_out": bad, "cross_validated": bad}}
+    for each in (said, {"data": bad, "metrics": bad}):
+        assert summary(each).startswith("One taste, from ? comparisons of ? images")
+
+
+@pytest.mark.parametrize("part", ["options", "identity"])
+def test_a_damaged_base_names_file_and_key(part, tmp_path):
+    said = {"load": "nano", "identity": {}, part: 3}
+    config = {"tastemaker": "personal", "name": "mine", "base": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: {part} must be an object, got 3"):
+        load_scorer(tmp_path, device="cpu")
