@@ -34,7 +34,10 @@ def is_comparisons(path: Path) -> bool:
     text = start.decode("utf-8-sig", "replace").lstrip()
     if text.startswith(("{", "[")):
         return '"tastemaker"' not in text
-    header = next(csv.reader(text.splitlines()[:1]), [])
+    try:
+        header = next(csv.reader(text.splitlines()[:1]), [])
+    except csv.Error:  # a NUL, before Python 3.11
+        return False
     return {"left", "right"} <= {cell.strip() for cell in header}
 
 

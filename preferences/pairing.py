@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..scorers.messages import needs
 from .select import BLOCK, Embeddings, rows_of
 
 CELL = 4_096  # images among which neighbours are searched exactly
@@ -121,7 +122,7 @@ def _nearest(x: np.ndarray, count: int) -> np.ndarray:
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError:
-        raise ImportError('near pairs need scikit-learn: pip install "tastemaker[train]"') from None
+        raise needs("near pairs need scikit-learn", "scikit-learn", "train") from None
     count = min(count, len(x) - 1)
     search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(x)
     distances, found = search.kneighbors()  # without arguments: of each row, not itself

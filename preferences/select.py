@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..scorers.messages import needs
+
 BLOCK = 16_384  # images a block: bounds the memory that is taken beyond the embeddings
 SAMPLE = 100_000  # images that clusters are learned from
 SHORTLIST = 2_048  # the farthest images, among which several are chosen for one pass over all
@@ -86,7 +88,7 @@ def clusters(x: Embeddings, count: int, *, seed: int = 0) -> Tensor:
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError:
-        raise ImportError('clusters need scikit-learn: pip install "tastemaker[train]"') from None
+        raise needs("clusters need scikit-learn", "scikit-learn", "train") from None
     _check(x, count)
     some = torch.arange(len(x))
     if len(x) > SAMPLE:

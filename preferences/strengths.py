@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..scorers.messages import needs
 from .bootstrap import LEVEL, ROUNDS, Interval, bootstrap_rows
 from .metrics import nll_of
 
@@ -21,7 +22,7 @@ def scipy(part: str) -> ModuleType:
     try:
         return import_module(f"scipy.{part}")
     except ImportError:
-        raise ImportError('these metrics need scipy: pip install "tastemaker[train]"') from None
+        raise needs("these metrics need scipy", "scipy", "train") from None
 
 
 def strengths(pairs: ArrayLike, p: ArrayLike, n: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..scorers.base import differences
 from ..scorers.checkpoint import load_exactly, read_weights, write_safetensors
+from ..scorers.messages import needs
 
 CHECKPOINT = "checkpoint.safetensors"
 SCHEDULES = ("one-cycle", "cosine")
@@ -232,7 +233,7 @@ def _accelerator(device: torch.device, recipe: Recipe) -> Iterator[Any]:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState, is_initialized
     except ImportError:
-        raise ImportError('training needs accelerate: pip install "tastemaker[train]"') from None
+        raise needs("training needs accelerate", "accelerate", "train") from None
     ours = not is_initialized()
     try:
         accelerator = Accelerator(

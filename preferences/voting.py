@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from ..scorers.messages import needs
 from .booth import Booth
 from .showing import box_for
 from .votes import AlreadyAnswered
@@ -36,7 +37,7 @@ def aiohttp_web():
     try:
         from aiohttp import web
     except ImportError:
-        raise ImportError('the voting page needs aiohttp: pip install "tastemaker[vote]"') from None
+        raise needs("the voting page needs aiohttp", "aiohttp", "vote") from None
     return web
 
 
