@@ -27,14 +27,15 @@ WINDOW_BATCHES = 4
 
 
 class Scored(NamedTuple):
-    """One result: the item as given, its score (NaN on error), and the error's one line or None."""
+    """One result: the item as given, its score (NaN on error), and the error's one line or None.
+
+    `passing`: the error is none of the picture's: memory ran out, a disk did not answer.
+    """
 
     item: Any
     score: float
     error: str | None = None
-    passing: bool = (
-        False  # the error is none of the picture's: memory ran out, a disk did not answer
-    )
+    passing: bool = False
 
 
 def score_all(
