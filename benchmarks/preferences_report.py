@@ -47,11 +47,12 @@ class Curves:
     def counts(self, how: str) -> list[int]:
         return list(self.by[self.order[0], 0].accuracy[how])
 
-    def mean(self, values: np.ndarray) -> tuple[float, float]:
-        """Mean and half its 95 % interval, over users [U]."""
-        n = len(values)
-        t = student.ppf(0.975, n - 1)
-        return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(n))
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean and half its 95 % interval, over users [U]."""
+    n = len(values)
+    t = student.ppf(0.975, n - 1)
+    return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(n))
 
 
 def write(study, results: Sequence) -> None:
@@ -112,7 +113,9 @@ def _accuracies(c: Curves) -> str:
                 if count not in c.counts(how):
                     row.append("")
                     continue
-                row.append(_said(*c.mean(c(how, count)[:, t].reshape(c.users, -1).mean(1))))
+                row.append(
+                    _said(*mean_and_interval(c(how, count)[:, t].reshape(c.users, -1).mean(1)))
+                )
             rows.append(row)
     return table(["taste", "head", *map(str, c.counts("base"))], rows)
 
@@ -123,7 +126,7 @@ def _differences(c: Curves, one: str, other: str) -> str:
     for t, name in [*enumerate(tastes.TASTES), (slice(None), "mean of the three")]:
         difference = [c(one, n)[:, t] - c(other, n)[:, t] for n in counts]
         means = [d.reshape(c.users, -1).mean(1) for d in difference]
-        rows.append([name, *(_said(*c.mean(d), "+") for d in means)])
+        rows.append([name, *(_said(*mean_and_interval(d), "+") for d in means)])
     return table(["taste", *map(str, counts)], rows)
 
 
@@ -165,7 +168,7 @@ def _never_worse(c: Curves, one: str, other: str, bar: str) -> list[str]:
     """Worse is where a difference is surely below 0, all cells together; a wide interval shows neither."""
     counts = c.counts(one)
     differences = {n: c(one, n) - c(other, n) for n in counts}  # [users, tastes]
-    means = {n: c.mean(d.mean(1)) for n, d in differences.items()}
+    means = {n: mean_and_interval(d.mean(1)) for n, d in differences.items()}
     lowest = min(means, key=lambda n: means[n][0])
     low = min(mean - half for mean, half in means.values())
     each = {(k, n): d[:, t] for n, d in differences.items() for t, k in enumerate(tastes.TASTES)}
@@ -211,10 +214,10 @@ def _better_at_few(c: Curves) -> list[str]:
     few = [n for n in c.counts("base") if n <= FEW]
     d = np.mean([c("base", n) - c("scratch", n) for n in few], 0)  # [users, tastes]
     each = "; ".join(
-        f"{k} {_said(*c.mean(v), '+')}" for k, v in zip(tastes.TASTES, d.T, strict=True)
+        f"{k} {_said(*mean_and_interval(v), '+')}" for k, v in zip(tastes.TASTES, d.T, strict=True)
     )
-    mean, half = c.mean(d.mean(1))
-    surely = [c.mean(v)[0] - c.mean(v)[1] > 0 for v in d.T]
+    mean, half = mean_and_interval(d.mean(1))
+    surely = [mean_and_interval(v)[0] - mean_and_interval(v)[1] > 0 for v in d.T]
     met = "yes" if mean - half > 0 else f"no: for {sum(surely)} of 3 tastes"
     found = f"mean over those counts: {_said(mean, half, '+')} ({each})"
     return ["with the base better at 200 or fewer", found, met]
@@ -235,7 +238,7 @@ def _of_the_ceiling(c: Curves) -> list[str]:
 def _as_good_with_fewer(c: Curves) -> list[str]:
     said, met = [], True
     for fewer, n in ((150, 200), (375, 500), (750, 1000)):
-        mean, half = c.mean((c("suggested", fewer) - c("base", n)).mean(1))
+        mean, half = mean_and_interval((c("suggested", fewer) - c("base", n)).mean(1))
         said.append(f"{fewer} against {n}: {_said(mean, half, '+')}")
         met &= mean >= 0
     return ["goal: the same from 75 % of the comparisons", "; ".join(said), "yes" if met else "no"]
