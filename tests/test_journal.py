@@ -337,6 +337,8 @@ def test_a_run_survives_any_end(tmp_path, monkeypatch, scorer, how):
 STUCK = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for each in {{"SIGTERM", "SIGHUP"}} & {{*dir(signal)}}:  # as at a terminal, also where nohup runs the tests
+    signal.signal(getattr(signal, each), signal.SIG_DFL)
 import time
 from pathlib import Path
 import stub
