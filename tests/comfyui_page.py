@@ -36,6 +36,7 @@ SETTINGS = {
 }
 # Errors that the page makes by itself.
 KNOWN = (
+    "favicon.ico",
     "user.css",
     "/userdata",
     "/templates/",
@@ -228,7 +229,7 @@ class Page:
         """Width and height of every picture that a node shows, once they are loaded; [] if none come."""
         script = """
             const node = app.graph.getNodeById(arguments[0]);
-            for (let tries = 0; tries < 150 && !node.imgs?.length; tries++)
+            for (let tries = 0; tries < 400 && !node.imgs?.length; tries++)
                 await new Promise(done => setTimeout(done, 100));
             return (node.imgs || []).map(i => [i.naturalWidth, i.naturalHeight]);
         """

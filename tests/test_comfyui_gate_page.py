@@ -1,5 +1,7 @@
 """Score Gate's buttons in the real page: what they ask, what they do, and that a workflow ignores them."""
 
+import json
+
 import pytest
 
 pytestmark = pytest.mark.comfyui
@@ -9,7 +11,16 @@ PRESS = """
     const button = node.widgets.find(widget => widget.name === arguments[0]);
     window.pressed = button.callback.call(button);
 """
-TOASTS = "return [...document.querySelectorAll('.p-toast-message')].map(t => t.innerText).join(' ')"
+DIALOG = "[role=dialog], [role=alertdialog]"
+
+
+def told(page, text: str) -> None:
+    """Waits for a toast that says so."""
+    toasts = "[...document.querySelectorAll('.p-toast-message')]"
+    page.until(
+        f"return {toasts}.some(toast => toast.innerText.includes({json.dumps(text)}))",
+        f"no toast says {text!r}",
+    )
 
 
 def gate(page, record: str) -> None:
@@ -49,14 +60,12 @@ def scores(comfyui, record: str) -> bytes:
 
 def answer(page, confirmed: bool) -> str:
     """Presses a button of the dialog once it is there; what the dialog said."""
-    dialog = "return document.querySelector('[role=dialog], [role=alertdialog]')?.innerText"
-    said = page.until(dialog, "no dialog")
-    buttons = page.browser.find_elements(
-        "css selector", "[role=dialog] button, [role=alertdialog] button"
-    )
+    said = page.until(f"return document.querySelector('{DIALOG}')?.innerText", "no dialog")
+    buttons = page.browser.find_elements("css selector", f":is({DIALOG}) button")
     words = {True: ("Confirm", "OK", "Yes"), False: ("Cancel", "No")}[confirmed]
     next(button for button in buttons if button.text.strip() in words).click()
     page.wait_js("await window.pressed")
+    page.until(f"return !document.querySelector('{DIALOG}')", "the dialog stays")
     page.calm()
     return said
 
@@ -70,12 +79,12 @@ def test_a_record_is_reset_only_when_confirmed_and_brought_back(comfyui, comfyui
     assert scores(comfyui, "buttons") == b'{"scores": 7}'
     page.js(PRESS, "reset record")
     answer(page, confirmed=True)
-    assert "7 scores are set aside" in page.js(TOASTS)
+    told(page, "7 scores are set aside")
     assert scores(comfyui, "buttons") == b'{"scores": 0}'
     page.js(PRESS, "undo reset")
     page.wait_js("await window.pressed")
     page.calm()
-    assert "holds 7 scores again" in page.js(TOASTS)
+    told(page, "holds 7 scores again")
     assert scores(comfyui, "buttons") == b'{"scores": 7}'
     assert page.console() == []
 
@@ -85,7 +94,7 @@ def test_what_cannot_be_undone_is_said(comfyui_page):
     comfyui_page.js(PRESS, "undo reset")
     comfyui_page.wait_js("await window.pressed")
     comfyui_page.calm()
-    assert "has not been reset" in comfyui_page.js(TOASTS)
+    told(comfyui_page, "has not been reset")
 
 
 def test_the_buttons_are_no_part_of_a_workflow(comfyui_page):

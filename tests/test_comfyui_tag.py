@@ -119,7 +119,14 @@ def test_the_counts_are_shown(comfyui):
 def test_a_calibration_file(comfyui):
     card = load_scorer("nano").card
     folder = comfyui.base / "models" / "tastemaker"
-    entry = {"name": "nano", "load": {}, "mean": 0.0, "std": 1.0, "n": 9, "weight": 1.0}
+    entry = {
+        "name": "nano",
+        "load": {"name_or_path": "nano"},
+        "mean": 0.0,
+        "std": 1.0,
+        "n": 9,
+        "weight": 1.0,
+    }
     for name, fingerprint in (("good", dict(card.fingerprint)), ("other", {"scorer": "x"})):
         member = {**entry, "fingerprint": fingerprint, "calibration": {"tau": 2.0, "b": -1.5}}
         contents = {"tastemaker": "reference", "set": {"name": "s"}, "members": [member]}

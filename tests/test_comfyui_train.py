@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny_vit
 import torch
-from comfyui_server import ExecutionError, interrupted
+from comfyui_page import open_browser
+from comfyui_server import ComfyUI, ExecutionError, interrupted
 from PIL import Image, ImageFilter
 
 from tastemaker.preferences import Comparisons, read_comparisons, write_comparisons
@@ -38,6 +39,20 @@ def compare(images, radii, count, seed=0):
     rng = np.random.default_rng(seed)
     pairs = [rng.choice(len(images), 2, replace=False) for _ in range(count)]
     return Comparisons.of((images[a], images[b], float(radii[a] < radii[b])) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def comfyui(tmp_path_factory, comfyui_release):
+    """A server of this file's own: what is trained here stands in every list of scorers."""
+    with ComfyUI(tmp_path_factory.mktemp("training"), comfyui_release) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def comfyui_browser():
+    browser = open_browser()
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope="module")
