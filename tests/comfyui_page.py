@@ -84,6 +84,7 @@ class Page:
 
     def __init__(self, browser, server: ComfyUI):
         self.browser, self.server = browser, server
+        self.outputs: dict = {}  # of the last run
 
     def open(self, query: str = "") -> "Page":
         """Opens the page afresh, with an empty graph (comfyui_probe/web); or with what `query` asks for."""
@@ -181,6 +182,7 @@ class Page:
         if workflow is not None:
             self.load(workflow)
         entry = self.server.wait(self.queue(), timeout)
+        self.outputs = entry["outputs"]
         self.calm()
         return entry
 
@@ -226,14 +228,23 @@ class Page:
         return self.ask("cutOff")
 
     def previews(self, node_id: str | int) -> list[tuple[int, int]]:
-        """Width and height of every picture that a node shows, once they are loaded; [] if none come."""
+        """Width and height of every picture that a node shows, once they are loaded; [] if none come.
+
+        A page that missed the server's messages is shown the finished prompt, as from its queue.
+        """
         script = """
             const node = app.graph.getNodeById(arguments[0]);
-            for (let tries = 0; tries < 400 && !node.imgs?.length; tries++)
-                await new Promise(done => setTimeout(done, 100));
+            for (let tries = 0; tries < 150 && !node.imgs?.length; tries++) {
+                if (tries === 75) {
+                    app.nodeOutputs = arguments[1];
+                    app.graph.setDirtyCanvas(true, true);
+                }
+                await new Promise(done => setTimeout(done, 200));
+            }
             return (node.imgs || []).map(i => [i.naturalWidth, i.naturalHeight]);
         """
-        return [tuple(size) for size in self.wait_js(script, int(node_id))]
+        found = self.wait_js(script, int(node_id), self.outputs)
+        return [tuple(size) for size in found]
 
     def help(self, node_type: str) -> str:
         """The text of the help panel for a node of that type, added alone to an empty graph."""
