@@ -78,22 +78,8 @@ def suggest_pairs(
         raise ValueError(f"features must be [N, {len(known.mean)}], got {list(x.shape)}")
     generator = torch.Generator().manual_seed(seed)
     drawn = _draw(len(x), max(images, 4 * count), generator)
-    features = x[drawn].double()
-    score = features @ known.mean  # [M]
-    trust = linearity(features)
-    whitened = torch.linalg.solve_triangular(known.factor, features.T, upper=False)
-    covariance = whitened.T @ whitened  # [M, M] of the scores
-    open_ = ~_among(drawn, compared, len(x))
-    pairs = []
-    while len(pairs) < count and open_.any():
-        gain = information(score, covariance, trust).masked_fill(~open_, -1)
-        i, j = divmod(int(gain.argmax()), len(drawn))
-        pairs.append((i, j))
-        covariance = observed(score, covariance, i, j, trust)
-        open_[[i, j]] = open_[:, [i, j]] = False
-    sides = torch.rand(len(pairs), generator=generator) < 0.5
-    found = drawn[torch.tensor(pairs, dtype=torch.int64).view(-1, 2)]
-    return torch.where(sides[:, None], found, found.flip(1))
+    found = _best(x[drawn].double(), known, count, ~_among(drawn, compared, len(x)))
+    return _on_sides(drawn[found], generator)
 
 
 def suggest_for(
@@ -108,23 +94,44 @@ def suggest_for(
 
     Only the images that are drawn, and those compared, are looked at: time hardly depends on N.
     """
-    drawn = _draw(len(embeddings), max(IMAGES, 4 * count), torch.Generator().manual_seed(seed))
-    compared, places = pairs.unique(return_inverse=True)
 
     def seen(rows: Tensor) -> Tensor:
-        return taste.view(embeddings[rows], None if scores is None else scores[rows])
+        return taste.view(embeddings[rows], None if scores is None else scores[rows]).double()
 
+    generator = torch.Generator().manual_seed(seed)
+    drawn = _draw(len(embeddings), max(IMAGES, 4 * count), generator)
+    compared, places = pairs.unique(return_inverse=True)
     x = seen(compared)
     penalty = min(taste.chosen.penalty, MOST)
     known = posterior(x[places[:, 0]] - x[places[:, 1]], taste.w, penalty)
-    place = torch.full((len(embeddings),), -1)
-    place[drawn] = torch.arange(len(drawn))
-    among = place[pairs]
-    among = among[(among >= 0).all(1)]
-    found = suggest_pairs(
-        seen(drawn), known, count, compared=among, images=len(drawn), seed=seed + 1
-    )
-    return drawn[found]
+    found = _best(seen(drawn), known, count, ~_among(drawn, pairs, len(embeddings)))
+    return _on_sides(drawn[found], generator)
+
+
+def _best(features: Tensor, known: Posterior, count: int, open_: Tensor) -> Tensor:
+    """Up to `count` pairs of M images that are worth most, [K, 2], each as if those before were answered.
+
+    Args:
+        features: [M, D] float64. open_: [M, M] bool, which pairs may be asked.
+    """
+    score = features @ known.mean  # [M]
+    trust = linearity(features)
+    whitened = torch.linalg.solve_triangular(known.factor, features.T, upper=False)
+    covariance = whitened.T @ whitened  # [M, M] of the scores
+    open_, pairs = open_.clone(), []
+    while len(pairs) < count and open_.any():
+        gain = information(score, covariance, trust).masked_fill(~open_, -1)
+        i, j = divmod(int(gain.argmax()), len(features))
+        pairs.append((i, j))
+        covariance = observed(score, covariance, i, j, trust)
+        open_[[i, j]] = open_[:, [i, j]] = False
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
+def _on_sides(pairs: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of each pair [K, 2] is left is drawn."""
+    left = torch.rand(len(pairs), generator=generator) < 0.5
+    return torch.where(left[:, None], pairs, pairs.flip(1))
 
 
 def linearity(features: Tensor) -> Tensor:
