@@ -101,7 +101,8 @@ def command(
 
     The file is one of comparisons (JSON, a CSV of left,right,p, or a store of votes): accuracy,
     calibration and ranking. Or it is a CSV of mean opinion scores, such as KonIQ-10k's: SRCC, PLCC,
-    KRCC, RMSE; with --where set=test of its test part alone. Scores are kept in the journal: an interrupted run goes on where it was.
+    KRCC, RMSE; with --where set=test of its test part alone. Scores are kept in the journal: an
+    interrupted run goes on where it was.
     """
     from .evaluating import add_robustness, on_comparisons, on_ratings
     from .judged import is_comparisons

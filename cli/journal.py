@@ -2,8 +2,9 @@
 
 An image is known by its absolute path, size and modification time: one that changes is scored
 again. Failures are kept too, save those that may pass: memory that ran out, a disk that did not
-answer. Such pictures are tried again by the next run. The scores of a million images are never in memory together: the
-images of a run are listed in a temporary table on disk, which also fixes their order.
+answer. Such pictures are tried again by the next run. The scores of a million images are never in
+memory together: the images of a run are listed in a temporary table on disk, which also fixes their
+order.
 """
 
 from __future__ import annotations

@@ -146,14 +146,13 @@ class Learner:
             self._model = self._load()
         votes = self._votes()
         keys = tuple(vote.key for vote in votes)
-        due = (path for path in self._waiting if path not in self._resting)
         voted = [path for path in dict.fromkeys(self._pictures(votes)) if self._is_due(path)]
         if voted:
             self._attempt("embed", lambda: self._embed(voted[:CHUNK]))
         elif keys != self._fitted:
             self._fitted = keys
             self._attempt("learn", lambda: self._learn(votes))
-        elif chunk := list(islice(due, CHUNK)):
+        elif chunk := list(islice(filter(self._is_due, self._waiting), CHUNK)):
             self._attempt("embed", lambda: self._embed(chunk))
         else:
             return False

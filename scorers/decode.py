@@ -102,9 +102,8 @@ def of_the_system(error: BaseException) -> bool:
     """Whether it is the disk's, the network's or the system's, not that of the file's contents."""
     number = getattr(error, "errno", None)
     known = number in errno.errorcode and number not in _NONSENSE
-    return known and isinstance(
-        error, (OSError, MemoryError)
-    )  # PyAV's MemoryError has a number too
+    # PyAV's MemoryError has a number too.
+    return known and isinstance(error, (OSError, MemoryError))
 
 
 def to_uint8(picture: Image.Image) -> Tensor:
