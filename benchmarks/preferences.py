@@ -101,18 +101,26 @@ def cached(sources: Sequence[Path], cache: Path | None) -> Study:
 
 def build_study(sources: Sequence[Path]) -> Study:
     """The pictures that nano was trained on are compared, those that it never saw are held out."""
-    pictures, seen = usable_pictures(sources), trained_on()
-    fresh = unseen(pictures, seen)
-    names = {picture.name for picture in seen}
-    known = [picture for picture in pictures if picture.name in names]
-    shown = [v.pixels for v in tastes.versions(known, VERSIONS, 0)]
+    known, fresh = split(sources)
+    shown = versions(known, VERSIONS)
     compared = images(shown)
     return Study(
         compared,
         kept_copies(compared, shown),
-        images([v.pixels for v in tastes.versions(fresh, HELD_OUT_VERSIONS, 0)]),
+        images(versions(fresh, HELD_OUT_VERSIONS)),
         {kind: spoiled(fresh, kind) for kind in KINDS},
     )
+
+
+def split(sources: Sequence[Path]) -> tuple[list[Picture], list[Picture]]:
+    """The pictures that nano was trained on, and those that it never saw."""
+    pictures, seen = usable_pictures(sources), trained_on()
+    names = {picture.name for picture in seen}
+    return [picture for picture in pictures if picture.name in names], unseen(pictures, seen)
+
+
+def versions(pictures: Sequence[Picture], count: int) -> list[np.ndarray]:
+    return [version.pixels for version in tastes.versions(pictures, count, 0)]
 
 
 @torch.no_grad()

@@ -36,10 +36,10 @@ from preferences import (  # noqa: E402
     held_out_accuracy,
     images,
     random_pairs,
+    split,
+    versions,
     votes,
 )
-from tastemaker.training.nano import trained_on  # noqa: E402
-from tastemaker.training.pictures import unseen, usable_pictures  # noqa: E402
 
 OUT = Path(__file__).with_suffix(".md")
 COUNTS = (25, 50, 100, 150, 200, 1000)
@@ -69,14 +69,8 @@ def main() -> None:
 
 def pictures(sources: list[Path]) -> Pictures:
     """As `preferences.build_study` makes them."""
-    found, seen = usable_pictures(sources), trained_on()
-    names = {picture.name for picture in seen}
-    known = [picture for picture in found if picture.name in names]
-    made = (
-        tastes.versions(known, VERSIONS, 0),
-        tastes.versions(unseen(found, seen), HELD_OUT_VERSIONS, 0),
-    )
-    return Pictures(*(images([version.pixels for version in each]) for each in made))
+    made = zip(split(sources), (VERSIONS, HELD_OUT_VERSIONS), strict=True)
+    return Pictures(*(images(versions(each, count)) for each, count in made))
 
 
 def bases(made: Pictures) -> Iterator[tuple[int, str, Pictures]]:
