@@ -7,23 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_tools import flat_picture
 from PIL import Image
-from voting_tools import TAB, Server, make_booth
+from voting_tools import TAB, N, Server, flat_pictures, make_booth
 
 from tastemaker.preferences.asking import Pair
 from tastemaker.preferences.learning import PAUSED, Features, Guess, Learner, measure
 from tastemaker.preferences.votes import Votes
 from tastemaker.preferences.votes_file import Vote
 
-N = 6
-
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for i in range(N):
-        flat_picture(tmp_path / "set" / f"{i}.png", 40 * i + 10, size=(40, 30))
-    return tmp_path / "set"
+    return flat_pictures(tmp_path / "set")
 
 
 class Brightness:

@@ -10,20 +10,16 @@ import pytest
 import torch
 from cli_tools import Cli, flat_picture
 from PIL import Image
-from voting_tools import OTHER, TAB, TOKEN, Server, make_booth
+from voting_tools import OTHER, TAB, TOKEN, N, Server, flat_pictures, make_booth
 
 from tastemaker.preferences.asking import FIRST, Pair, next_random, next_suggested, read_queue
 from tastemaker.preferences.showing import BOXES, box_for, render
 from tastemaker.preferences.votes import Votes, read_votes
 
-N = 6
-
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for i in range(N):
-        flat_picture(tmp_path / "set" / f"{i}.png", 40 * i + 10, size=(40, 30))
-    return tmp_path / "set"
+    return flat_pictures(tmp_path / "set")
 
 
 @pytest.fixture

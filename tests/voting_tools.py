@@ -6,12 +6,22 @@ import json
 import threading
 from pathlib import Path
 
+from cli_tools import flat_picture
+
 from tastemaker.preferences.booth import Booth
 from tastemaker.preferences.votes import Votes
 from tastemaker.preferences.voting import serve
 
 TOKEN = "a-token-that-nobody-knows"
 TAB, OTHER = "tab-number-1", "tab-number-2"
+N = 6  # pictures of a set
+
+
+def flat_pictures(folder: Path) -> Path:
+    """Writes a set of N, each brighter than the one before; its folder."""
+    for i in range(N):
+        flat_picture(folder / f"{i}.png", 40 * i + 10, size=(40, 30))
+    return folder
 
 
 def make_booth(folder: Path, voter: str = "me", **how) -> Booth:
