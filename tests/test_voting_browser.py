@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 
 N = 8
 EVIL = "<img src=x onerror=hacked=1>'\"&amp;.png"
+# What a browser says of requests to a server that is killed: before, while and after they are taken.
+CUT_OFF = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE")
 NANO = """
 from tastemaker.scorers.load import load_scorer
 scorer = lambda: load_scorer("nano")
@@ -47,6 +49,7 @@ class Program:
     def __init__(self, folder: Path, *options: str, setup: str = ""):
         self.folder, self.options, self.setup = folder, options, setup
         self.home, self.store = folder.parent / "home", folder.parent / "votes.sqlite"
+        self.killed = False  # ever
         self.start()
 
     def start(self) -> None:
@@ -60,6 +63,7 @@ class Program:
 
     def end(self, how: int = signal.SIGINT) -> str:
         """What it says at the end."""
+        self.killed |= how == signal.SIGKILL
         if self.run.poll() is None:
             self.run.send_signal(how)
         said, errors = self.run.communicate(timeout=60)
@@ -153,7 +157,8 @@ def page(browser, program):
     browser.get_log("browser")
     yield page
     severe = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
-    assert [message for message in severe if "ERR_CONNECTION_REFUSED" not in message] == []
+    gone = CUT_OFF if program.killed else ()
+    assert [message for message in severe if not any(how in message for how in gone)] == []
     assert page.js("return typeof hacked") == "undefined"
 
 
@@ -579,7 +584,7 @@ def test_another_token_opens_nothing(browser, program):
 
 
 def test_it_learns_with_a_real_scorer_while_votes_are_made(browser, tmp_path):
-    """Eight sharp pictures and their blurred copies: the sharp one wins, as nano would say too."""
+    """Eight noisy pictures and their blurred copies: the noisy one wins, which nano alone gets wrong."""
     from PIL import ImageFilter
 
     folder = tmp_path / "set"
@@ -592,8 +597,8 @@ def test_it_learns_with_a_real_scorer_while_votes_are_made(browser, tmp_path):
     try:
         page = Page(browser, program)
         # Suggested pairs and ties are not counted, and how many come is a matter of speed.
-        while page.js("return state.learning.tested") < 12:
-            assert len(program.votes()) < 90, page.js("return state.learning")
+        while page.js("return state.learning.tested") < 24:
+            assert len(program.votes()) < 150, page.js("return state.learning")
             for _ in range(8):
                 left, right = page.ready()
                 sharp = [name.startswith("sharp") for name in (left, right)]
@@ -602,7 +607,8 @@ def test_it_learns_with_a_real_scorer_while_votes_are_made(browser, tmp_path):
             page.wait("!state.learning.doing", 90)
         page.wait("/^Guesses your choice \\d+ %$/.test($('guess').textContent)")
         assert page.js("return state.learning.error") == ""
-        assert page.js("return state.learning.accuracy") > 0.7
+        accuracy, base = page.js("return [state.learning.accuracy, state.learning.base]")
+        assert accuracy > 0.7 and base < 0.3
         assert "unseen pairs" in page.find("#detail").text
         assert page.js("return $('curve').points.length") > 1
         with contextlib.suppress(KeyError):
