@@ -1,4 +1,4 @@
-"""Fixtures of the tests marked `comfyui`: one server and one browser for the whole session.
+"""Fixtures of the tests marked `comfyui`: one server for the whole session, and a browser for each file.
 
 COMFYUI=oldest tests the oldest release that we support, COMFYUI_PATH a checkout of your own.
 A machine that lacks ComfyUI or Chromium fails these tests and is told how to get them.
@@ -28,7 +28,7 @@ def comfyui(tmp_path_factory, comfyui_release) -> Iterator[ComfyUI]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def comfyui_browser():
     browser = open_browser()
     yield browser

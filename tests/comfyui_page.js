@@ -85,3 +85,17 @@ function hidden(outer, node) {
         return low || narrow;
     }).map(e => `${node?.title}: ${(e.value ?? e.innerText ?? "").trim()}`.slice(0, 60));
 }
+
+// What the page knows of a node that shows no picture: was it told of one, and did it draw the node?
+function pictureless(id) {
+    const node = app.graph.getNodeById(id), view = app.canvas;
+    return JSON.stringify({
+        told: app.nodeOutputs[id],
+        asked: node.images,
+        heard: [app.api.clientId, app.api.socket?.readyState],
+        drawn: view.visible_nodes?.includes(node),
+        node: [...node.pos, ...node.size],
+        view: [...view.visible_area],
+        page: [document.visibilityState, LiteGraph.vueNodesMode],
+    });
+}

@@ -1,6 +1,6 @@
 """ComfyUI's real web page in a headless browser, for the tests marked `comfyui`.
 
-    def test_a_workflow_opens_and_runs(comfyui_page):   # the session's page (comfyui_fixtures.py)
+    def test_a_workflow_opens_and_runs(comfyui_page):   # a page of the session's server (comfyui_fixtures.py)
         page = comfyui_page
         page.load(ROOT / "workflows" / "score.json")     # a file in the UI format, or its parsed JSON
         assert page.complaints() == []                   # missing nodes and models, errors, dialogs
@@ -84,7 +84,6 @@ class Page:
 
     def __init__(self, browser, server: ComfyUI):
         self.browser, self.server = browser, server
-        self.outputs: dict = {}  # of the last run
 
     def open(self, query: str = "") -> "Page":
         """Opens the page afresh, with an empty graph (comfyui_probe/web); or with what `query` asks for."""
@@ -182,7 +181,6 @@ class Page:
         if workflow is not None:
             self.load(workflow)
         entry = self.server.wait(self.queue(), timeout)
-        self.outputs = entry["outputs"]
         self.calm()
         return entry
 
@@ -228,22 +226,18 @@ class Page:
         return self.ask("cutOff")
 
     def previews(self, node_id: str | int) -> list[tuple[int, int]]:
-        """Width and height of every picture that a node shows, once they are loaded; [] if none come.
+        """Width and height of every picture that a node in sight shows, once they are loaded.
 
-        A page that missed the server's messages is shown the finished prompt, as from its queue.
+        AssertionError with what the page knows of the node when none come.
         """
         script = """
             const node = app.graph.getNodeById(arguments[0]);
-            for (let tries = 0; tries < 150 && !node.imgs?.length; tries++) {
-                if (tries === 75) {
-                    app.nodeOutputs = arguments[1];
-                    app.graph.setDirtyCanvas(true, true);
-                }
+            for (let tries = 0; tries < 150 && !node.imgs?.length; tries++)
                 await new Promise(done => setTimeout(done, 200));
-            }
             return (node.imgs || []).map(i => [i.naturalWidth, i.naturalHeight]);
         """
-        found = self.wait_js(script, int(node_id), self.outputs)
+        found = self.wait_js(script, int(node_id))
+        assert found, f"no picture: {self.ask('pictureless', int(node_id))}\n{self.console()}"
         return [tuple(size) for size in found]
 
     def help(self, node_type: str) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tiny_vit
 import torch
-from comfyui_page import open_browser
 from comfyui_server import ComfyUI, ExecutionError, interrupted
 from PIL import Image, ImageFilter
 
@@ -46,13 +45,6 @@ def comfyui(tmp_path_factory, comfyui_release):
     """A server of this file's own: what is trained here stands in every list of scorers."""
     with ComfyUI(tmp_path_factory.mktemp("training"), comfyui_release) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def comfyui_browser():
-    browser = open_browser()
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture(scope="module")
