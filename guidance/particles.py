@@ -12,7 +12,7 @@ telescope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -144,8 +144,8 @@ def check_options(
     for name, value in (("eta", eta or 0.0), ("ess", ess)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if not all(0 < share < 1 for share in at):
-        raise ValueError(f"at must be shares of the steps in (0, 1), got {at}")
+    if not isinstance(at, Iterable) or not all(0 < share < 1 for share in at):
+        raise ValueError(f"at must be shares of the steps in (0, 1), as in [0.5], got {at}")
     if potential not in POTENTIALS:
         raise ValueError(f"potential must be one of {', '.join(POTENTIALS)}, got {potential!r}")
 

@@ -494,6 +494,7 @@ def test_an_unknown_scheduler_is_named():
         (dict(eta=1.5), "eta must be in"),
         (dict(ess=2.0), "ess must be in"),
         (dict(at=[1.0]), "at must be shares"),
+        (dict(at=0.5), "at must be shares"),
         (dict(batch_size=0), "batch_size must be at least 1"),
         (dict(potential="sum"), "potential must be one of difference, max"),
         (dict(pipe_kwargs=dict(latents=torch.zeros(1))), "leave latents to the search"),
