@@ -23,6 +23,7 @@ from typing import NamedTuple
 from ..report.rows import Row
 from ..scorers.base import ScorerCard, differences
 from ..scorers.home import home
+from ..scorers.sqlite import WAIT, write_ahead
 
 APPLICATION_ID = 0x7461_7374  # "tast"
 FORMAT = 1
@@ -86,7 +87,7 @@ class Journal:
             raise FileNotFoundError(f"no such journal: {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
             try:
                 self.card = self._open(card)
             except BaseException:
@@ -202,14 +203,13 @@ class Journal:
                 f"{self.path} holds scores of another fingerprint "
                 f"({differences(stored.fingerprint, card.fingerprint)}): use another --journal"
             )
-        # With a write-ahead log, a kill loses nothing that was committed.
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(_ASKED)
         self._db.execute(_PASSING)
         return stored
 
     def _create(self, card: ScorerCard) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(self._db)
         value = json.dumps(asdict(card) | {"fingerprint": dict(card.fingerprint)})
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")

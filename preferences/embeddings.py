@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from ..scorers import Scorer
 from ..scorers.home import home
 from ..scorers.personal import features_of, require_features, score_features
+from ..scorers.sqlite import WAIT, write_ahead
 from ..scorers.stream import score_stream
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
@@ -177,9 +178,9 @@ class EmbeddingCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._pending: list[tuple[bytes, int, bytes]] = []
         self._flushed = time.monotonic()
-        self._db = sqlite3.connect(path, timeout=60)
+        self._db = sqlite3.connect(path, timeout=WAIT)
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
+            write_ahead(self._db)
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_TABLES)
         except BaseException:

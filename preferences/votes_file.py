@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ..scorers.sqlite import WAIT, write_ahead
+
 APPLICATION_ID = 0x7461_7376  # "tasv"
 FORMAT = 1
-WAIT = 60  # seconds that one program waits for another
 
 _TABLES = (
     "CREATE TABLE folder (path TEXT, time REAL)",  # the last line is where it is
@@ -111,7 +112,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Makes the tables of a new file. A file of something else is refused before it is touched."""
     if _is_ours(db, path):
         return
-    _write_ahead(db)
+    write_ahead(db)
     with db:
         db.execute("BEGIN IMMEDIATE")
         if not _is_ours(db, path):  # no other process was faster
@@ -138,19 +139,6 @@ def check(db: sqlite3.Connection) -> None:
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(" ".join(found.split()))
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Unlike other statements, this one does not wait where another program does the same."""
-    end = time.monotonic() + WAIT
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)
 
 
 def image_id(db: sqlite3.Connection, row: tuple) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..scorers.sqlite import WAIT, write_ahead
+
 APPLICATION_ID = 0x7461_7367  # "tasg"
 FORMAT = 1
-WAIT = 60  # seconds that one program waits for another
 
 _TABLES = (
     """CREATE TABLE scores (
@@ -120,7 +120,7 @@ class History:
         try:
             db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None)
             try:
-                _write_ahead(db)
+                write_ahead(db)
                 db.execute("PRAGMA synchronous = NORMAL")
                 with db:  # commits, or rolls back
                     db.execute("BEGIN IMMEDIATE")
@@ -141,19 +141,6 @@ class History:
                 db.execute(statement)
         elif found != [APPLICATION_ID, FORMAT]:
             raise ValueError(f"{self.path} is not a record of scores of this version")
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Unlike other statements, this one does not wait where another program does the same."""
-    end = time.monotonic() + WAIT
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.01)
 
 
 def _named(name: str) -> str:
