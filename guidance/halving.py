@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from queue import SimpleQueue
@@ -23,6 +24,7 @@ from .decode import Decoder
 from .prune import Pruner, check_prunable, pruning
 from .record import Row
 from .sampling import Samples, sample
+from .surroundings import Surroundings
 from .tap import Step, tap
 
 
@@ -62,6 +64,16 @@ def check_cuts(cuts: Sequence[Cut | tuple[float, float]]) -> list[Cut]:
     if not all(0 < value < 1 for value in flat) or not ordered:
         raise ValueError(f"cuts are (after, keep) in (0, 1), later ones keeping fewer: {cuts}")
     return found
+
+
+def placed(cuts: Sequence[Cut], steps: int) -> dict[int, Cut]:
+    """Index of the step after which each cut comes, in their order.
+
+    Of those that fall on one step only the last is left: a preview is not judged twice. None comes
+    after the last step, where nothing is left to save.
+    """
+    found = {max(0, round(cut.after * steps) - 1): cut for cut in cuts}
+    return {index: cut for index, cut in found.items() if index < steps - 1}
 
 
 class Candidate(NamedTuple):
@@ -109,13 +121,16 @@ class Halving:
         starts = range(0, len(self.seeds), batch_size)
         self.lanes = [Lane(self, i, self.seeds[i : i + batch_size]) for i in starts]
         self.running: Lane | None = None
+        self.due: dict[int, Cut] | None = None  # by index of the step, known from the first one on
 
     def run(self) -> list[Candidate]:
         """The candidates that came to the end, in their order."""
+        if getattr(self.pipe, "_interrupt", False):  # an earlier run's
+            self.pipe._interrupt = False
         with pruning(self.pipe, lambda: self.running and self.running.pruner):
             try:
                 told = {lane: self._turn(lane, None) for lane in self.lanes}
-                for cut in self.cuts:
+                for cut in self.due.values():
                     scores = self.combine(torch.cat(list(told.values()), 1))
                     kept = self._choose(told, scores, cut)
                     self._record(told, scores, kept)
@@ -126,6 +141,18 @@ class Halving:
         found = [candidate for lane in told for candidate in told[lane]]
         self.ended(len(found))
         return found
+
+    def place(self, steps: int) -> None:
+        """Places the cuts in a run of so many steps."""
+        if self.due is not None:
+            return
+        self.due = placed(self.cuts, steps)
+        if len(self.due) < len(self.cuts):
+            warnings.warn(
+                f"{len(self.cuts)} cuts do not fit into {steps} steps: pruned after "
+                f"{', '.join(str(index + 1) for index in self.due) or 'none of them'}",
+                stacklevel=2,
+            )
 
     def _record(
         self, told: dict[Lane, Tensor], scores: Tensor, kept: dict[Lane, list[int]]
@@ -150,6 +177,8 @@ class Halving:
         places = [(lane, i) for lane, table in told.items() for i in range(table.shape[1])]
         count = max(self.least, math.ceil(cut.keep * len(self.seeds)))
         chosen = ranking.top_k(scores, min(count, len(scores)), "original").kept.tolist()
+        if not chosen:
+            raise ValueError(f"none of {len(scores)} candidates has a score at a preview")
         kept: dict[Lane, list[int]] = {lane: [] for lane in told}
         for place in chosen:
             lane, i = places[place]
@@ -176,6 +205,8 @@ class Lane(threading.Thread):
         self.pruner: Pruner | None = None
         self.step: Step | None = None  # the last one
         self.x0: Tensor | None = None  # of those that are left
+        self.surroundings = Surroundings()  # of the caller's thread
+        self.stopped = False
         self.orders: SimpleQueue[list[int] | None] = SimpleQueue()
         self.reports: SimpleQueue[Any] = SimpleQueue()
 
@@ -195,14 +226,16 @@ class Lane(threading.Thread):
         return report
 
     def stop(self) -> None:
-        """Ends the run if it is still waiting."""
+        """Ends the run: where it waits, or at its next step."""
+        self.stopped = True
         if self.is_alive():
             self.orders.put(None)
             self.join()
 
     def run(self) -> None:
         try:
-            self.reports.put(self._sampled())
+            with self.surroundings.entered():
+                self.reports.put(self._sampled())
         except Dropped:
             pass
         except BaseException as error:  # the one who waits for this batch raises it
@@ -213,6 +246,11 @@ class Lane(threading.Thread):
             found: Samples = sample(
                 self.pipe, self.seeds, self.halving.pipe_kwargs, self._on_step, self._on_start
             )
+        self._check()
+        if not found.steps:
+            raise NotImplementedError(
+                f"{type(self.pipe).__name__} has no callback_on_step_end: leave prune out"
+            )
         latents = found.latents
         return [
             Candidate(self.first + number, found.pixels[i], None if latents is None else latents[i])
@@ -222,16 +260,23 @@ class Lane(threading.Thread):
     def _on_start(self, generators: list[torch.Generator]) -> None:
         self.pruner = Pruner(self.pipe, len(self.seeds), generators)
 
+    def _check(self) -> None:
+        """Raises where this run shall not go on."""
+        if self.stopped:
+            raise Dropped
+        # A pipeline that is interrupted skips the steps that are left, and with them its cuts.
+        if any(getattr(pipe, "_interrupt", False) for pipe in (self.pipe, self.halving.pipe)):
+            raise RuntimeError("the pipeline was interrupted before its candidates were finished")
+
     def _seen(self, step: Step) -> None:
+        self._check()
         self.step, self.x0 = step, step.x0
         self.halving.calls += len(step.x0)
 
     def _on_step(self, pipe: Any, i: int, latents: Tensor) -> Tensor:
-        total = pipe.num_timesteps
-        for cut in self.halving.cuts:
-            if i == max(0, round(cut.after * total) - 1):
-                latents = self._cut(latents)
-        return latents
+        self._check()
+        self.halving.place(pipe.num_timesteps)
+        return self._cut(latents) if i in self.halving.due else latents
 
     def _cut(self, latents: Tensor) -> Tensor:
         """Reports the scores of the previews, waits, and drops who does not go on."""

@@ -2,6 +2,8 @@
 
 import math
 import threading
+import time
+from queue import SimpleQueue
 
 import diffusers
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
-from tastemaker.guidance.halving import HALVING, Cut, check_cuts, halving_cuts
+from tastemaker.guidance.halving import HALVING, Cut, Lane, check_cuts, halving_cuts, placed
 from tastemaker.guidance.search import best_of_n
+from tastemaker.guidance.surroundings import Surroundings
 
 PIPES = ("SD 1.5", "SDXL", "SD3", "Flux", "Qwen-Image", "Wan")
 CUTS = [(0.3, 0.5), (0.6, 0.25)]
@@ -151,7 +154,8 @@ def test_a_good_preview_finds_the_same_best():
 
 
 def test_never_fewer_than_are_kept():
-    result = search("SD 1.5", n=4, keep=3, prune=HALVING)
+    kwargs = arguments("SD 1.5", num_inference_steps=10)  # one for each cut
+    result = search("SD 1.5", n=4, keep=3, prune=HALVING, pipe_kwargs=kwargs)
     assert [len(alive) for alive in result.record.survivors] == [3] * len(HALVING)
     assert len(result.images) == 3
 
@@ -201,6 +205,141 @@ def test_the_pipeline_is_itself_again_also_after_an_error():
     assert not pipe.unet._forward_pre_hooks
     assert not [t for t in threading.enumerate() if type(t).__name__ == "Lane"]
     search("SD 1.5", pipe)
+
+
+def lanes():
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "Lane"]
+
+
+@pytest.mark.parametrize(
+    "prune", [[(0.9, 0.5)], [(0.2, 0.5)]]
+)  # before the cut; after the last one
+def test_an_interrupt_stops_the_batch_at_its_next_step(prune, monkeypatch):
+    """The caller is interrupted while it waits for a batch, as by Ctrl-C."""
+    begun, asked, steps = threading.Event(), threading.Event(), []
+    own = Lane.stop
+
+    def stop(lane):
+        lane.stopped = True  # as the first thing that it does
+        asked.set()
+        own(lane)
+
+    def step(pipe, i, t, kwargs):
+        steps.append(i)
+        if i == 4:
+            begun.set()
+            assert asked.wait(10)
+        return kwargs
+
+    class Reports(SimpleQueue):
+        def get(self):
+            while self.empty():
+                if begun.is_set():
+                    raise KeyboardInterrupt
+                time.sleep(0.001)
+            return super().get()
+
+    monkeypatch.setattr(Lane, "stop", stop)
+    monkeypatch.setattr("tastemaker.guidance.halving.SimpleQueue", Reports)
+    kwargs = arguments("SD 1.5", num_inference_steps=20, callback_on_step_end=step)
+    with pytest.raises(KeyboardInterrupt):
+        search("SD 1.5", n=2, keep=1, batch_size=2, prune=prune, pipe_kwargs=kwargs)
+    assert max(steps) == 4 and not lanes()
+
+
+def test_an_interrupted_pipeline_is_named():
+    def interrupt(pipe, i, t, kwargs):
+        pipe._interrupt = i == 1
+        return kwargs
+
+    pipe = tiny_pipes.make("SD 1.5")
+    for of in (lambda own: own, lambda own: pipe):  # the run's pipeline, and the caller's
+
+        def step(own, i, t, kwargs, of=of):
+            return interrupt(of(own), i, t, kwargs)
+
+        with pytest.raises(RuntimeError, match="the pipeline was interrupted"):
+            search("SD 1.5", pipe, pipe_kwargs=arguments("SD 1.5", callback_on_step_end=step), n=4)
+        assert not lanes()
+    assert len(search("SD 1.5", pipe, n=4).images) == 2  # an interrupt is that of one run
+
+
+def test_a_batch_computes_as_its_caller_would():
+    """Autocast is a thread's own."""
+    kwargs = dict(n=2, keep=2, batch_size=2, prune=[(0.9, 0.9)])
+    plain = search("SD 1.5", **kwargs)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, pruned = (search("SD 1.5", **{**kwargs, "prune": p}) for p in (None, [(0.9, 0.9)]))
+    assert whole.seeds == pruned.seeds and torch.equal(whole.latents, pruned.latents)
+    assert not torch.equal(plain.latents, pruned.latents)
+
+
+def test_what_a_thread_has_of_its_own_is_taken_along():
+    surroundings = []
+    with torch.device("meta"), torch.autocast("cpu", torch.float16, cache_enabled=False):
+        here = Surroundings()
+
+    def there():
+        with here.entered():
+            surroundings.append(Surroundings())
+        surroundings.append(Surroundings())
+
+    thread = threading.Thread(target=there)
+    thread.start()
+    thread.join()
+    assert vars(surroundings[0]) == vars(here) and here.dtypes == {"cpu": torch.float16}
+    assert vars(surroundings[1]) == vars(Surroundings())
+
+
+def test_no_preview_with_a_score_is_named():
+    calls = []
+
+    def later(images):  # all but the first cut's
+        calls.append(1)
+        return red(images) * (torch.nan if len(calls) == 1 else 1)
+
+    with pytest.raises(ValueError, match="none of 8 candidates has a score"):
+        search("SD 1.5", scorer=later)
+    assert not lanes()
+
+
+@pytest.mark.parametrize(
+    "steps, wanted",
+    [
+        (1, {}),
+        (2, {0: 1 / 16}),
+        (4, {0: 1 / 8, 1: 1 / 16}),
+        (10, {0: 1 / 2, 1: 1 / 4, 2: 1 / 8, 3: 1 / 16}),
+    ],
+)
+def test_cuts_that_fall_on_one_step_are_one(steps, wanted):
+    assert {index: cut.keep for index, cut in placed(HALVING, steps).items()} == wanted
+    assert placed([Cut(0.5, 0.5), Cut(0.99, 0.2)], steps=10) == {4: Cut(0.5, 0.5)}
+
+
+@pytest.mark.parametrize("steps, left, calls", [(4, [2, 1], 16 + 2 + 2), (1, [], 16)])
+def test_few_steps_have_few_cuts(steps, left, calls):
+    scored = []
+
+    def scorer(images):
+        scored.append(len(images))
+        return red(images)
+
+    kwargs = arguments("SD 1.5", num_inference_steps=steps)
+    with pytest.warns(UserWarning, match=f"4 cuts do not fit into {steps} steps") as told:
+        result = search(
+            *("SD 1.5",),
+            scorer=scorer,
+            n=16,
+            keep=1,
+            batch_size=16,
+            prune="halving",
+            pipe_kwargs=kwargs,
+        )
+    assert len([w for w in told if "cuts" in str(w.message)]) == 1
+    assert [len(alive) for alive in result.record.survivors] == left
+    assert scored[0] == 16 and len(scored) == len(left) + 1
+    assert result.record.denoiser_calls == calls
 
 
 def test_what_cannot_be_pruned_is_refused_by_name():
