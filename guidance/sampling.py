@@ -116,7 +116,8 @@ def _per_prompt(pipe: Any, names: Mapping[str, Any]) -> str:
 
 
 def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The arguments of a list of prompts as those of each; lists of as many texts go with them.
+    """The arguments of a list of prompts as those of each; lists of as many other prompts (negative
+    ones, those for a second encoder) go with them.
 
     Raises:
         TypeError: an argument that a search decides for itself; no dict; a RewardCallback.
@@ -143,11 +144,11 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ValueError("pipe_kwargs has an empty list of prompts")
     count = len(prompt)
 
-    def of(i: int, value: Any) -> Any:
+    def of(i: int, name: str, value: Any) -> Any:
         texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
-        return value[i] if texts and len(value) == count else value
+        return value[i] if "prompt" in name and texts and len(value) == count else value
 
-    return [{name: of(i, value) for name, value in pipe_kwargs.items()} for i in range(count)]
+    return [{name: of(i, name, value) for name, value in pipe_kwargs.items()} for i in range(count)]
 
 
 def numbered(seeds: int | Sequence[int], n: int) -> list[int]:

@@ -243,7 +243,7 @@ def test_an_interrupt_stops_the_batch_at_its_next_step(prune, monkeypatch):
     monkeypatch.setattr("tastemaker.guidance.halving.SimpleQueue", Reports)
     kwargs = arguments("SD 1.5", num_inference_steps=20, callback_on_step_end=step)
     with pytest.raises(KeyboardInterrupt):
-        search("SD 1.5", n=2, keep=1, batch_size=2, prune=prune, pipe_kwargs=kwargs)
+        search("SD 1.5", n=2, keep=2, batch_size=2, prune=prune, pipe_kwargs=kwargs)
     assert max(steps) == 4 and not lanes()
 
 

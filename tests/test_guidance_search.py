@@ -161,6 +161,26 @@ def test_a_list_of_prompts_is_a_search_for_each():
     assert result.all_seeds == [0, 1, 2, 0, 1, 2] and result.latents is None
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_only_prompts_are_taken_apart(count):
+    """Other lists of texts may happen to be as long."""
+    seen, names = [], ["latents", "prompt_embeds"][:count]
+
+    def callback(pipe, i, t, kwargs):
+        seen.append(sorted(kwargs))
+        return kwargs
+
+    kwargs = call("SD 1.5") | dict(
+        prompt=["a cat", "a dog"][:count],
+        negative_prompt=["a bird"] * count,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=names,
+    )
+    result = run("SD 1.5", n=1, pipe_kwargs=kwargs)
+    assert result.prompts == kwargs["prompt"]
+    assert seen and all(each == names for each in seen)
+
+
 SDE = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
