@@ -84,6 +84,10 @@ class Guide:
         self._warned = False
         self.record.stopped = False
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Of the batch [B, ...] only these rows come from now on, in this order."""
+        self._usual = {number: usual[list(rows)] for number, usual in self._usual.items()}
+
     def wants(self, noise_ratio: float) -> bool:
         """Whether a step from so much noise is guided."""
         low, high = self.window

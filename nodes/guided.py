@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -19,8 +19,11 @@ from .managed import ManagedScorer, make_normal
 from .runs import Runs
 
 KEY = "tastemaker_guidance"
+# What a MODEL may have attached whose sampler drops candidates: it says which rows are still sampled.
+LIVING = "tastemaker_living"
 
 Decode = Callable[[Tensor], Tensor]  # x0 in the model's latent space -> pixels in [0, 1]
+Living = Callable[[], Sequence[int]]
 
 
 class Guided:
@@ -45,7 +48,10 @@ class Guided:
         self.scorer, self.vae, self.held_out = scorer, vae, held_out
         self.prompt, self.options = prompt, options
         self.runs = Runs()
-        self._guide: Guide | None = None  # of the run in progress
+        # Of the run in progress:
+        self._guide: Guide | None = None
+        self._living: Living
+        self._rows: list[int]  # that were guided last
 
     def patch(self, model: Any) -> Any:
         """A MODEL that is sampled with guidance; the one given stays as it is."""
@@ -78,8 +84,10 @@ class Guided:
         decode = decoder(patcher.get_model_object("latent_format"), self.vae)
         held_out = self.held_out and self.held_out.scorer
         scorers = [(self.scorer.scorer, 1.0)]
-        how = dict(self.options, prompts=[self.prompt] * len(noise) if self.prompt else None)
+        how = dict(self.options, prompts=[self.prompt] if self.prompt else None)
         self._guide = guide = Guide(scorers, decode, held_out=held_out, **how)
+        self._rows = list(range(len(noise)))
+        self._living = patcher.get_attachment(LIVING) or (lambda: range(len(noise)))
         try:
             samples = executor(noise, *args, **named)
         finally:
@@ -107,9 +115,21 @@ class Guided:
         mm.throw_exception_if_processing_interrupted()
         denoised, sigma = args["denoised"], float(args["sigma"].max())
         ratio = noise_ratio_of(args["model"].model_sampling, sigma)
-        index = len(self._guide.record.rows)
-        x0 = self._guide(Step(denoised.float(), ratio, sigma, index, args["sigma"]))
-        return denoised if x0 is None else x0.to(denoised)
+        index, rows = len(self._guide.record.rows), self._left()
+        x0 = self._guide(Step(denoised[rows].float(), ratio, sigma, index, args["sigma"]))
+        if x0 is None:
+            return denoised
+        guided = denoised.clone()
+        guided[rows] = x0.to(denoised)
+        return guided
+
+    def _left(self) -> list[int]:
+        """The rows that are still sampled. What the guide knows of the others it forgets."""
+        rows = list(self._living())
+        if rows != self._rows:
+            self._guide.keep([self._rows.index(row) for row in rows])
+            self._rows = rows
+        return rows
 
 
 def noise_ratio_of(sampling: Any, sigma: float) -> float:

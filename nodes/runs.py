@@ -23,8 +23,19 @@ class Runs:
         self._last.append((samples.cpu(), record))
 
     def record_of(self, samples: Tensor) -> Record | None:
-        """What the run did that made these latents; None if it is not among the last."""
+        """What the last run did that made these latents, be they all of its own or some, in any order.
+
+        None if it is not among those remembered.
+        """
         for made, record in reversed(self._last):
-            if made.shape == samples.shape and torch.equal(made.to(samples), samples):
+            if _all_of(samples, made):
                 return record
         return None
+
+
+def _all_of(samples: Tensor, made: Tensor) -> bool:
+    """Whether each of the samples [K, ...] is among those made [N, ...]."""
+    if made.shape[1:] != samples.shape[1:]:
+        return False
+    made = made.to(samples)
+    return all(any(torch.equal(one, other) for other in made) for one in samples)

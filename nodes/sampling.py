@@ -24,6 +24,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from torch import Tensor
 
+from .guided import LIVING
 from .pruning import Pruner
 from .sockets import SCORER
 
@@ -191,6 +192,7 @@ class Run:
         model = self.settings.model.clone()
         if self.pruner:
             model.set_additional_models(KEY, self.pruner.patchers())
+        model.set_attachments(LIVING, lambda: self.alive)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self._prepare)
         # Here, and not around all of CFG: what other nodes put behind it may keep what it has seen of
         # each row, and some samplers look there for the prediction without the prompt.

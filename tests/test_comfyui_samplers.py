@@ -1,7 +1,9 @@
 """Best of N Sampler under ComfyUI's own samplers: its candidates are KSampler's, pruned or not."""
 
 import json
+import re
 import time
+from statistics import mean
 
 import comfyui_sampling as s
 import pytest
@@ -129,6 +131,39 @@ def test_guided_candidates_are_those_of_a_guided_ksampler(comfyui):
     alone = [comfyui.run({**s.ksampler(seed=n, **given), **guided}) for n in seeds]
     wanted = torch.cat([s.latents(comfyui, each) for each in alone])
     assert alike(s.latents(comfyui, entry), wanted)
+
+
+def reported(comfyui, prompt: dict, latent: str) -> tuple[dict, list[float]]:
+    """The run of a guided MODEL, and the first and the last score that Guidance Report says of it."""
+    wires = dict(model=["model", 0], scorer=["nano", 0], strength=0.2)
+    wires |= dict(window_start=1.0, window_end=0.0, stop_on_gap=False)
+    prompt["guided"] = s.node("TastemakerRewardGuidance", **wires)
+    output = 1 if latent == "best" else 0
+    wires = dict(latent=[latent, output], model=["guided", 0])
+    prompt["report"] = s.node("TastemakerGuidanceReport", **wires)
+    entry = comfyui.run(prompt)
+    found = re.search(r"went from (\S+) to (\S+)\.", s.said(entry, "report"))
+    return entry, [float(number) for number in found.groups()]
+
+
+def test_guidance_is_given_only_candidates_that_are_left(comfyui):
+    """It does with them, and says of them, what it does and says where they are alone."""
+    given = dict(model=["guided", 0])
+    prompt = s.best_of_n(n=4, keep=2, batch_size=3, **given, **ONCE)
+    entry, (first, last) = reported(comfyui, prompt, "best")
+    seeds = s.dumped(comfyui, "seeds")
+    alone = {n: reported(comfyui, s.ksampler(seed=n, **given), "sample") for n in range(10, 14)}
+    assert first == pytest.approx(mean(said[0] for _, said in alone.values()), abs=2e-3)
+    assert last == pytest.approx(mean(alone[n][1][1] for n in seeds), abs=2e-3)
+    wanted = torch.cat([s.latents(comfyui, alone[n][0]) for n in seeds])
+    assert alike(s.latents(comfyui, entry), wanted)
+
+
+def test_guidance_is_reported_of_those_kept(comfyui):
+    """Of all that were sampled, whichever of them come back, in whichever order."""
+    given = dict(model=["guided", 0], n=3)
+    both = [reported(comfyui, s.best_of_n(keep=keep, **given), "best")[1] for keep in (3, 1)]
+    assert both[0] == both[1]
 
 
 def test_models_are_loaded_together_and_stay(comfyui):
