@@ -1,10 +1,10 @@
-"""Nothing is written among the user's pictures unless it is asked for by name."""
+"""Nothing is written among the user's pictures unless it is asked for by name, or over the user's files."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -31,6 +31,22 @@ def refuse_among_pictures(paths: Iterable[str | os.PathLike], out: Path, what: s
                 f"{what} would lie among the pictures of {click.format_filename(folder)}: "
                 f"choose another place, e.g. --out {click.format_filename(outside)}"
             )
+
+
+def refuse_foreign(out: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
+    """For an output, before any work: what is there already is replaced only if it is of its kind.
+
+    Args:
+        is_ours: whether a file that is not empty is such an output.
+
+    Raises:
+        click.ClickException: it is something else, such as what the command reads.
+    """
+    if out.exists() and out.stat().st_size and not is_ours(out):
+        raise click.ClickException(
+            f"{click.format_filename(out)} is there already and is no {kind}: it is not replaced, "
+            "name another file"
+        )
 
 
 def known_later(paths: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from .beside import known_later, refuse_among_pictures
+from .beside import known_later, refuse_among_pictures, refuse_foreign
 from .options import (
     EXISTING_FILE,
     OUTPUT_FILE,
@@ -74,6 +74,7 @@ def command(
         raise click.UsageError("one journal holds one scorer: leave --journal out")
     if len(set(scorers)) < len(scorers):
         raise click.UsageError("a scorer is named twice")
+    refuse_foreign(out, "file of tastemaker calibrate", _is_reference)
     chosen = click.get_current_context().get_parameter_source("out")
     if chosen is ParameterSource.DEFAULT:
         refuse_among_pictures(source.paths, out, str(out))
@@ -95,6 +96,15 @@ def command(
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     click.echo(f"written: {out}")
+
+
+def _is_reference(path: Path) -> bool:
+    from ..scorers.values import read_json
+
+    try:
+        return read_json(path).get("tastemaker") == "reference"
+    except ValueError:
+        return False
 
 
 def set_digest(rows: Iterable[Row]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .beside import refuse_foreign
 from .options import EXISTING_FILE, OUTPUT_FILE, ScorerOptions, device_options, load_from_options
 
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ def command(
     """
     if balance and clusters:
         raise click.UsageError("give one of --balance and --clusters")
-    from ..preferences.comparisons import write_pairs
+    from ..preferences.comparisons import is_unanswered, write_pairs
     from ..preferences.directions import read_directions
     from ..preferences.pairing import fixed_k_pairs
 
+    refuse_foreign(out, "file of pairs without answers", is_unanswered)
     options = replace(options, scorer=base)
     files = _pictures(paths)
     wanted = len(files) if images is None else images

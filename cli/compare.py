@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("b", type=EXISTING_FILE)
 @click.option("--tau", type=float, help="Score difference that makes the odds e to 1.")
 @click.option("--calibration", type=EXISTING_FILE, help="From tastemaker calibrate --pairs.")
-@click.option("--journal", type=OUTPUT_FILE, help="Where scores are kept.")
+@click.option("--journal", type=OUTPUT_FILE, help="Where scores are kept, as in score.")
 @scorer_options
 def command(
     a: Path,
@@ -64,8 +64,8 @@ def verdict(a: float, b: float, scores: Scores, tau: float | None, calibration: 
         tau, source = own_tau(scores.card), "the scorer's own"
         if tau is None:
             return (
-                f"{better}; how likely, {scores.name}'s scores do not say "
-                f"({scores.card.unit}): give --tau or --calibration"
+                f"{better}; the scores do not say how likely ({scores.card.unit}): "
+                "give --tau or --calibration"
             )
     probability = float(win_probability(a, b, tau))
     return f"{better}; A wins with probability {probability:.4f} (tau {tau:.6g}, {source})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -86,8 +87,11 @@ def devices() -> Iterator[str]:
 
 def described(card: ScorerCard) -> Iterator[str]:
     """The card, a line for each thing that it states."""
-    yield f"scorer: {card.name} (task {card.task} of {', '.join(card.tasks)})"
-    yield f"score: {card.unit}; {card.range[0]:g} to {card.range[1]:g}, {card.direction}"
+    others = f" of {', '.join(card.tasks)}" if len(card.tasks) > 1 else ""
+    yield f"scorer: {card.name} (task {card.task}{others})"
+    low, high = card.range
+    span = f"{low:g} to {high:g}" if math.isfinite(high - low) else "without bounds"
+    yield f"score: {card.unit}; {span}, {card.direction}"
     yield f"can: {', '.join(card.capabilities) or 'nothing more'}"
     yield f"weights: {card.parameters:,} parameters, {card.memory / 2**20:,.1f} MiB"
     for name in ("licence", "hub_id", "revision", "paper", "limits", "out_of_scope"):

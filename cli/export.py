@@ -13,10 +13,17 @@ from typing import Any
 
 from ..report.rows import Row
 from ..scorers.checkpoint import replacing
+from .beside import refuse_foreign
 
 COLUMNS = ("path", "score", "error", "scorer", "fingerprint")
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _CHUNK = 10_000  # rows of a Parquet row group
+
+
+def check_output(path: Path) -> None:
+    """As `check_suffix`; and raises click.ClickException where another file would be replaced."""
+    check_suffix(path)
+    refuse_foreign(path, "table of scores", is_table)
 
 
 def check_suffix(path: Path) -> None:
@@ -25,6 +32,15 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"a table ends in {', '.join(SUFFIXES)}, got {path.name}")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of scores, by its first row."""
+    try:
+        next(read_table(path), None)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def export_rows(rows: Iterable[Row], name: str, fingerprint_id: str) -> Iterator[tuple]:

@@ -261,11 +261,12 @@ def _replay(resume: Path | None, undo: Path | None, dry_run: bool) -> None:
         raise click.UsageError("give one of --resume and --undo")
     log = resume or undo
     steps = moves.read_log(log)[1]
+    steps = steps if resume else moves.back(steps)
+    left = [step for step in steps if os.path.lexists(step.source)]
     if dry_run:
-        steps = steps if resume else moves.back(steps)
-        return _print(step for step in steps if os.path.lexists(step.source))
+        return _print(left)
     _run(moves.carry_out(log) if resume else moves.undo(log), len(steps))
-    click.echo(f"{'moved' if resume else 'moved back'}: {len(steps)} files")
+    click.echo(f"{'moved' if resume else 'moved back'}: {len(left)} of {len(steps)} files")
 
 
 def _description(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from ..scorers import Scorer
@@ -48,7 +49,8 @@ _DEVICE = (
         "--dtype",
         default="auto",
         show_default=True,
-        help="auto is the checkpoint's own on a GPU, float32 on the CPU; or float32, bfloat16...",
+        help="auto is the checkpoint's own on a GPU, float32 on the CPU; or checkpoint, float32, "
+        "float16, bfloat16.",
     ),
     click.option(
         "--batch-size",
@@ -156,6 +158,18 @@ def load_arguments(options: ScorerOptions) -> dict[str, Any]:
     return {"name_or_path": name, "task": options.task, **given}
 
 
+def _refuse_unread() -> None:
+    """Raises click.UsageError for options of a scorer beside --scores, where none is loaded."""
+    context = click.get_current_context()
+    unread = [field.name for field in fields(ScorerOptions)] + ["journal", "retry_errors"]
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if given and parameter.name in unread:
+            raise click.UsageError(
+                f"--scores has the scores: {parameter.opts[0]} would not be read"
+            )
+
+
 def _bundled(command: Callable, options: tuple[Callable, ...], name: str, kind: type) -> Callable:
     """`command` with `options` added, whose values it receives as one `kind` called `name`."""
     names = {field.name for field in fields(kind)}
@@ -165,6 +179,8 @@ def _bundled(command: Callable, options: tuple[Callable, ...], name: str, kind: 
         if "lists" in values and kind is SourceOptions:
             values["paths"] += tuple(f"@{name}" for name in values.pop("lists"))
         own = {key: values.pop(key) for key in names & values.keys()}
+        if own.get("scores"):
+            _refuse_unread()
         return command(**values, **{name: kind(**own)})
 
     for option in reversed(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ def command(
         retry_errors=source.retry_errors,
         exclude=[out],
     )
+    _refuse_pictures(scores.rows, sheet, _worst(sheet), report)
     if by_default and known_later(source.paths):
         refuse_among_pictures((row.path for row in scores.rows), out, "the report")
     title = title or _title(source)
@@ -179,6 +181,16 @@ def _check_outputs(paths: Sequence[str], out: Path, sheet: Path, report: Path) -
         raise click.BadParameter(
             f"--out {out} is itself to be ranked: nothing is written beside pictures, choose another"
         )
+
+
+def _refuse_pictures(rows: Sequence[Row], *outputs: Path) -> None:
+    """Raises click.ClickException where a picture that was ranked would be written over."""
+    there = {output.name: output for output in outputs if output.exists()}
+    for path in (row.path for row in rows if row.path.name in there):
+        if path.exists() and os.path.samefile(path, there[path.name]):
+            raise click.ClickException(
+                f"{path} is to be ranked, not written over: name another file"
+            )
 
 
 def _worst(sheet: Path) -> Path:

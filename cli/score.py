@@ -25,13 +25,14 @@ def command(source: SourceOptions, options: ScorerOptions, export: Path | None) 
 
     PATHS are files, folders (with all their subfolders), quoted globs, or @LIST files with one path
     a line. Scores are kept in a journal: an interrupted run goes on where it was, and a file that
-    changes is scored again.
+    changes is scored again. Pictures that fail are named and stop nothing; the exit status is 1 where
+    all fail.
     """
-    from .export import check_suffix, export_rows, write_table
+    from .export import check_output, export_rows, write_table
     from .scoring import scored
 
     if export:
-        check_suffix(export)
+        check_output(export)
     with scored(source.paths, options, source.journal, source.retry_errors) as run:
         if export:
             card = run.journal.card
@@ -45,14 +46,16 @@ def report(run: Run) -> bool:
     """Prints the summary. True where not one image has a score."""
     card, summary = run.journal.card, run.journal.summary()
     click.echo(f"{card.name} {card.fingerprint_id}: {card.unit}, {card.direction}")
-    click.echo(f"{summary.images} images: {run.fresh} scored now, {run.known} from the journal")
+    with_score = f"{summary.images} images, {summary.images - summary.errors} with a score"
+    click.echo(f"{with_score}: {run.fresh} looked at now, {run.known} known from the journal")
     if summary.low is not None:
         span = f"{summary.low:.4f} to {summary.high:.4f}"
         click.echo(f"scores: {span}, mean {summary.mean:.4f}")
     if summary.errors:
         click.echo(f"errors: {summary.errors}", err=True)
         for row in islice(run.journal.rows(only_errors=True), SHOWN_ERRORS):
-            click.echo(f"  {row.path}: {row.error}", err=True)
+            known = str(row.path) in row.error
+            click.echo(f"  {row.error if known else f'{row.path}: {row.error}'}", err=True)
         if summary.errors > SHOWN_ERRORS:
             click.echo(f"  and {summary.errors - SHOWN_ERRORS} more", err=True)
         if passing := run.journal.passing_count():

@@ -148,15 +148,23 @@ def _existing(source: Path, paths: Sequence[str], exclude: Iterable[Path]) -> Sc
         with Journal(source) as journal:
             if paths:
                 journal.ask(expand(paths, exclude))
-            rows = journal.rows() if paths else journal.all_rows()
-            return Scores(list(rows), journal.card.name, journal.card.fingerprint_id, journal.card)
+            rows = list(journal.rows() if paths else journal.all_rows())
+            if paths and journal.missing_count() == len(rows):
+                raise _knows_none(source, rows)
+            return Scores(rows, journal.card.name, journal.card.fingerprint_id, journal.card)
     known, (name, fingerprint_id) = _read_export(source)
     if not paths:
         return Scores(list(known.values()), name, fingerprint_id)
     found = dict.fromkeys(expand(paths, exclude))  # each once, in order
     missing = f"no score in {source.name}"
     rows = [known.get(path) or Row(path, math.nan, missing) for path in found]
+    if known.keys().isdisjoint(found):
+        raise _knows_none(source, rows)
     return Scores(rows, name, fingerprint_id)
+
+
+def _knows_none(source: Path, rows: Sequence[Row]) -> ValueError:
+    return ValueError(f"{source} knows none of the {len(rows)} pictures, such as {rows[0].path}")
 
 
 def _read_export(source: Path) -> tuple[dict[Path, Row], tuple[str, str]]:

@@ -68,12 +68,12 @@ def command(
     if voter is not None and not pairs:
         raise click.UsageError("--voter goes with --pairs")
     from . import sidecars as files
-    from .export import check_suffix
+    from .export import check_output
     from .scoring import scores_for
 
     names = _names(labels)
     if export:
-        check_suffix(export)
+        check_output(export)
     files.check_suffix(suffix)
     scores = scores_for(source, options)
     tags = tags_of(scores, names, method, b=b, voter=voter, **how)
@@ -133,9 +133,12 @@ def _names(labels: str | None) -> list[str]:
     if labels is None:
         return list(QUALITY_NAMES)
     try:
-        return read_names(labels.split(","))
+        names = read_names(labels.split(","))
     except ValueError:
         raise click.UsageError("--labels are different words with commas between") from None
+    if len(names) < 2:
+        raise click.UsageError("--labels are two words at least: one would say the same of all")
+    return names
 
 
 def _export(export: Path, scores: Scores, tags: list[str | None]) -> None:

@@ -151,6 +151,16 @@ def write_pairs(path: str | Path, pairs: Iterable[tuple[Path, Path]]) -> None:
     _write(path, [HEADER, *_relative(((*pair, "") for pair in pairs), path)], _dump_csv)
 
 
+def is_unanswered(path: Path) -> bool:
+    """Whether a file is what `write_pairs` wrote, and nobody has written an answer into it."""
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = csv.reader(file)
+        try:
+            return next(lines, None) == HEADER and all(not any(row[2:]) for row in lines)
+        except csv.Error:
+            return False
+
+
 def _read_json(path: Path) -> tuple[Comparisons, Comparisons | None]:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -187,7 +197,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, float]]:
             header = [cell.strip() for cell in next(lines, [])]
             if header != HEADER:
                 got = ",".join(header)[:80]
-                raise ValueError(f"line 1 of {path} must be left,right,p, got {got}")
+                commas = " (with commas)" if ";" in got else ""
+                raise ValueError(f"line 1 of {path} must be left,right,p{commas}, got {got}")
             for cells in lines:
                 if cells:
                     yield _csv_row(cells, f"line {lines.line_num} of {path}", path.parent)

@@ -30,5 +30,5 @@ def check_free(folder: Path, overwrite: bool) -> None:
         )
     if not overwrite:
         raise FileExistsError(
-            f"{folder} holds something already: name another folder, or overwrite it"
+            f"{folder} holds something already: name another folder, or overwrite it (--overwrite)"
         )

@@ -58,7 +58,7 @@ class Problems:
 
 
 _WHAT = {
-    "missing": "missing",
+    "missing": "missing as files",
     "unreadable": "no pictures",
     "themselves": "compared with itself",
     "duplicates": "compared more than once with the same result",

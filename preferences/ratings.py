@@ -269,9 +269,8 @@ def _column(
     for candidate in usual:
         if candidate in plain:
             return plain.index(candidate)
-    raise ValueError(
-        f"which column of {path} is the {what}? Give --{what}-column (columns: {', '.join(header)})"
-    )
+    columns = f"columns: {', '.join(header)}; a file of comparisons has left, right and p"
+    raise ValueError(f"which column of {path} is the {what}? Give --{what}-column ({columns})")
 
 
 def _number(text: str, line: str, column: str) -> float:

@@ -86,16 +86,22 @@ def measured_on(metrics: Mapping[str, Any], dropped: int) -> str:
     """What the metrics are of, or why there are none; `dropped` as in `Trained`."""
     kind = measured_part(metrics)
     if kind == "held_out":
-        decided = metrics[kind]["decided"]
-        return f"{decided} held-out comparisons of images that were not trained on"
+        counted = _counted(metrics[kind], "held-out comparisons")
+        return f"{counted} of images that were not trained on"
     if kind == "cross_validated":
-        return f"{_why_none(dropped)}; cross-validation of {metrics[kind]['decided']} comparisons"
+        return f"{_why_none(dropped)}; cross-validation of {_counted(metrics[kind], 'comparisons')}"
     if "held_out" in metrics:
         count = metrics["held_out"]["comparisons"]
         return f"the {count} comparisons held out are all ties, so no accuracy was measured"
     if "cross_validated" in metrics:
         return "the comparisons are all ties, so no accuracy was measured"
     return f"{_why_none(dropped)}, so nothing was measured"
+
+
+def _counted(found: Mapping[str, Any], what: str) -> str:
+    """How many comparisons; ties have no right side, so accuracy is of the others."""
+    decided, ties = found["decided"], found["comparisons"] - found["decided"]
+    return f"{decided} {what} and {ties} ties" if ties else f"{decided} {what}"
 
 
 def _why_none(dropped: int) -> str:

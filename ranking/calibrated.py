@@ -56,7 +56,8 @@ def fit_tau(
     if slope(0.0) > -1e-12 * float(x.abs().mean()):
         raise ValueError(
             "the comparisons do not favour the higher score, so no finite tau fits them: "
-            "check that y refers to the first of each pair and that the scorer suits the data"
+            "check that left and right, or winner and loser, are not swapped, and that the scorer "
+            "suits the data"
         )
     if slope(1e300) <= 0:
         raise ValueError(

@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {folder}")
+        raise FileNotFoundError(f"no checkpoint: {folder} has no config.json")
     return read_json(path)
 
 

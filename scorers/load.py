@@ -136,7 +136,7 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        known = '"auto", "checkpoint" or a floating-point torch dtype'
+        known = '"auto", "checkpoint" or a floating-point dtype of torch such as "float16"'
         raise ValueError(f"dtype must be {known}, got {dtype!r}")
     return found
 

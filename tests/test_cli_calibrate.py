@@ -87,8 +87,9 @@ def test_the_set_is_known_by_its_files_wherever_it_lies(run, tmp_path):
 def test_calibrate_that_fails_leaves_the_old_file(run, tmp_path, monkeypatch):
     staircase(tmp_path / "in")
     out = tmp_path / "r.json"
-    out.write_text("old")
     command = ["calibrate", tmp_path / "in", "--scorer", "nano", "--out", out]
+    run(*command, "--name", "old")
+    old = out.read_text()
 
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -96,9 +97,9 @@ def test_calibrate_that_fails_leaves_the_old_file(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", fail)
         assert "No space left" in run.error(*command)
-    assert out.read_text() == "old"
+    assert out.read_text() == old
     run(*command)
-    assert json.loads(out.read_text())["tastemaker"] == "reference"
+    assert json.loads(out.read_text())["set"]["name"] == "in"
 
 
 def test_calibrate_refuses_what_makes_no_sense(run, tmp_path):

@@ -193,7 +193,7 @@ def test_columns_that_nobody_knows_are_listed(run, tmp_path):
     greys(tmp_path, 2)
     (tmp_path / "r.csv").write_text("picture,quality\n00.png,1\n01.png,2\n")
     error = run.error("evaluate", "nano", tmp_path / "r.csv")
-    assert "Give --image-column (columns: picture, quality)" in error
+    assert "Give --image-column (columns: picture, quality; a file of comparisons has" in error
     output = run("evaluate", "nano", tmp_path / "r.csv", "--image-column", "picture",
                  "--score-column", "quality").stdout  # fmt: skip
     assert "2 images" in output

@@ -224,8 +224,8 @@ def test_a_move_can_be_undone_and_done_again(run, tmp_path):
     after = tree(tmp_path)
     assert names(tmp_path / "in") == []
     assert len(names(tmp_path / "k")) == 2 and len(names(tmp_path / "r")) == 3
-    for _ in range(2):  # the second finds nothing left to do
-        assert "moved back: 5 files" in run("filter", "--undo", log_of(result)).stdout
+    for moved in (5, 0):  # the second finds nothing left to do
+        assert f"moved back: {moved} of 5" in run("filter", "--undo", log_of(result)).stdout
         assert tree(tmp_path) == before
     run("filter", "--resume", log_of(result))
     assert tree(tmp_path) == after
@@ -319,7 +319,7 @@ def test_an_interrupted_move_is_finished_by_the_same_command(run, tmp_path, monk
     # Another selection would be made on what is left: refused, with the way out.
     other = [*command[:3], 0.1, *command[4:]]
     assert "filter --resume" in run.error(*other)
-    assert "moved: 4 files" in run(*command).stdout
+    assert "moved: 2 of 4 files" in run(*command).stdout
     assert names(tmp_path / "r") == ["0.png", "1.png", "2.png", "3.png"]
     assert len(names(tmp_path / "in")) == 5
     assert not moves.unfinished()
@@ -380,7 +380,8 @@ def test_a_killed_move_is_finished_by_the_same_command(run, tmp_path):
     process.communicate()
     assert sorted(tree(tmp_path).values()) == contents
     assert 10 <= len(names(tmp_path / "r")) < 180
-    assert "moved: 180 files" in run(*command).stdout
+    there = len(names(tmp_path / "in"))
+    assert f"moved: {there} of 180 files" in run(*command).stdout
     assert len(names(tmp_path / "r")) == 180
     assert sorted(tree(tmp_path).values()) == contents
 
@@ -457,7 +458,7 @@ def test_a_move_that_was_ended_is_interrupted(run, tmp_path, stuck, how):
     assert not moves.is_running(log)
     other = [*command[:3], 2, *command[4:]]
     assert "another move was interrupted" in run.error(*other)
-    assert "moved: 2 files" in run(*command).stdout
+    assert "moved: 1 of 2 files" in run(*command).stdout
     assert names(tmp_path / "r") == ["0.png", "1.png"]
 
 

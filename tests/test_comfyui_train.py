@@ -228,7 +228,7 @@ def test_what_is_wrong_with_the_votes_is_said_in_a_line(comfyui, compared):
         "": "votes: give the path of a",
         "nowhere.csv": "no such file: .*nowhere.csv",
         "probabilities.json": "a label is 1",
-        "gone.csv": "1 missing: .*gone.png",
+        "gone.csv": "1 missing as files: .*gone.png",
         "one.csv": r"cannot be divided .*\(--test-fraction 0\)",
         str(folder): "a folder, not a file of comparisons",
     }

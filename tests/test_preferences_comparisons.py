@@ -183,7 +183,7 @@ def test_what_is_no_picture_is_named_with_what_is_missing(tmp_path):
     found = problems(Comparisons.of(pairs))
     assert set(found.unreadable) == {broken[0], broken[1], broken[3]}
     assert set(found.missing) == {broken[2], tmp_path / "gone.png"}
-    assert found.faults.startswith("2 missing: ") and "; 3 no pictures: " in found.faults
+    assert found.faults.startswith("2 missing as files: ") and "; 3 no pictures: " in found.faults
     assert all(str(image) in found.faults for image in broken) and "\n" not in found.faults
     assert not problems(Comparisons.of([(good[0], good[1], 1)])).faults
 

@@ -202,8 +202,16 @@ def test_several_ratings_of_an_image_are_their_mean(tmp_path):
 @pytest.mark.parametrize(
     ("text", "how", "words"),
     [
-        ("picture,score\n", {}, r"is the image\? Give --image-column \(columns: picture, score\)"),
-        ("image,c1,c2\n", {}, r"is the score\? Give --score-column \(columns: image, c1, c2\)"),
+        (
+            "picture,score\n",
+            {},
+            r"is the image\? Give --image-column \(columns: picture, score; a file of ",
+        ),
+        (
+            "image,c1,c2\n",
+            {},
+            r"is the score\? Give --score-column \(columns: image, c1, c2; a file of ",
+        ),
         ("image,score\n", {"score_column": "MOS"}, r"no column 'MOS' \(columns: image, score\)"),
         ("image,score\n", {}, "no ratings in"),
         ("", {}, "is the image"),

@@ -138,7 +138,7 @@ def test_it_learns_on_the_features_of_towers(compared, tmp_path, kind):
 def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
     comparisons, _ = compared
     gone = (tmp_path / "gone.png", *comparisons.images[1:])
-    with pytest.raises(ValueError, match="1 missing: .*gone.png"):
+    with pytest.raises(ValueError, match="1 missing as files: .*gone.png"):
         train(Comparisons(gone, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
 
@@ -153,7 +153,7 @@ def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
     images = (*broken, tmp_path / "gone.png", *comparisons.images[6:])
     training = sys.modules["tastemaker.preferences.train"]
     monkeypatch.setattr(training, "embed_images", None)  # it would be called to embed
-    named = r"1 missing: .*gone.png; 5 no pictures: .*broken0.png; .*broken\d.png; .* and 2 more$"
+    named = r"1 missing as files: .*gone.png; 5 no pictures: .*broken0.png; .*broken\d.png; .* and 2 more$"
     with pytest.raises(ValueError, match=named):
         train(Comparisons(images, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()

@@ -202,6 +202,14 @@ def test_held_out_ties_are_said_to_be_ties(run, pictures, tmp_path, full):
     assert "nothing was held out" not in found
 
 
+def test_ties_are_counted_apart(run, pictures, tmp_path):
+    some = Comparisons.of([*compared(pictures).rows(), *compared(pictures, 6, p=0.5, seed=1).rows()])
+    write_comparisons(tmp_path / "p.csv", some)
+    how = ("--no-robust", "--test-fraction", 0, "--out", tmp_path / "taste")
+    found = run("train", tmp_path / "p.csv", *how).stdout
+    assert "cross-validation of 60 comparisons and 6 ties:" in found
+
+
 @pytest.mark.parametrize("fraction", [0, 0.1])
 def test_nothing_but_ties(run, pictures, tmp_path, fraction):
     write_comparisons(tmp_path / "p.json", compared(pictures, 40, p=0.5))
