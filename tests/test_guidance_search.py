@@ -12,6 +12,7 @@ from stub import Brightness
 
 from tastemaker import ranking
 from tastemaker.guidance.pipelines import RewardCallback, reward_guidance
+from tastemaker.guidance.sampling import one_prompt_each
 from tastemaker.guidance.search import best_of_n, combine
 
 PIPES = tuple(tiny_pipes.BUILDERS)
@@ -164,21 +165,14 @@ def test_a_list_of_prompts_is_a_search_for_each():
 @pytest.mark.parametrize("count", [1, 2])
 def test_only_prompts_are_taken_apart(count):
     """Other lists of texts may happen to be as long."""
-    seen, names = [], ["latents", "prompt_embeds"][:count]
-
-    def callback(pipe, i, t, kwargs):
-        seen.append(sorted(kwargs))
-        return kwargs
-
-    kwargs = call("SD 1.5") | dict(
-        prompt=["a cat", "a dog"][:count],
-        negative_prompt=["a bird"] * count,
-        callback_on_step_end=callback,
-        callback_on_step_end_tensor_inputs=names,
-    )
-    result = run("SD 1.5", n=1, pipe_kwargs=kwargs)
-    assert result.prompts == kwargs["prompt"]
-    assert seen and all(each == names for each in seen)
+    several = dict(prompt=["a cat", "a dog"][:count], negative_prompt_2=["bird", "fish"][:count])
+    alike = dict(callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"][:count], size=[8])
+    runs = one_prompt_each(several | alike)
+    assert [(each["prompt"], each["negative_prompt_2"]) for each in runs] == [
+        ("a cat", "bird"),
+        ("a dog", "fish"),
+    ][:count]
+    assert all({name: each[name] for name in alike} == alike for each in runs)
 
 
 SDE = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
