@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -36,3 +38,57 @@ def test_no_column_of_the_tables_of_speed_is_empty():
     assert found
     for _header, _line, *body in found:
         assert all(any(cell.strip() for cell in column) for column in zip(*body, strict=True))
+
+
+# The README's rows, and those of benchmarks/guidance.md that they are of, from left to right.
+METHODS = {
+    "plain": ["plain"],
+    "guided, `scale=0.1`": ["guidance, as by default"],
+    "guided, `scale=0.2`": ["guidance, scale 0.2"],
+    "best of n": ["best of 4", "best of 8", "best of 16"],
+    "best of 16, pruned to 40 % of the cost": ["best of 16, pruned for 40 %"],
+    "n particles": ["particles, 4", "particles, 8", "particles, 16"],
+}
+
+
+def rows_of(text: str, first: str) -> dict[str, list[str]]:
+    """The table whose header begins so: each row's cells by its first."""
+    lines = text[text.index(first) :].split("\n\n", 1)[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: rest for name, *rest in (cells[0], *cells[2:])}
+
+
+def test_the_gains_of_searches_are_those_that_were_measured():
+    found = (ROOT / "benchmarks" / "guidance.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    measured = rows_of(found, "| method | calls |")
+    said = rows_of(readme, "| denoiser calls an image |")
+    calls = said.pop("denoiser calls an image")
+    assert said.keys() == METHODS.keys()
+    for name, cells in said.items():
+        cost = [int(calls[i]) for i, cell in enumerate(cells) if cell]
+        held_out = [float(cell) for cell in cells if cell]
+        rows = [measured[method] for method in METHODS[name]]
+        assert cost == [int(row[0]) for row in rows], name
+        found = [float(row[2].split(" ")[0]) for row in rows]
+        assert held_out == pytest.approx(found, abs=0.00501), name
+
+    def gain(method: str) -> float:
+        return float(measured[method][1].split(" ")[0]) - float(measured["plain"][1].split(" ")[0])
+
+    halved = 'best of 16, prune="halving"'
+    kept, cost = gain(halved) / gain("best of 16"), int(measured[halved][0]) / 320
+    assert f"keeps {kept:.0%} of the gain of best of 16 for {cost:.1%} of its calls".replace(
+        "%", " %"
+    ) in " ".join(readme.split())
+
+
+def test_the_bars_of_searches_are_met():
+    found = (ROOT / "benchmarks" / "guidance.md").read_text(encoding="utf-8")
+    kept, cost = re.search(r"keeps ([\d.]+)% of best of 16's gain with ([\d.]+)%", found).groups()
+    assert float(kept) >= 97 and float(cost) <= 40
+    particles = re.findall(r"particles against best of \d+, .*: ([\d.]+) against ([\d.]+)", found)
+    assert len(particles) == 3 and all(float(ours) > float(best) for ours, best in particles)
+    moved, distance = re.search(r"by ([+-][\d.]+) \(.*, at ([\d.]+) times", found).groups()
+    assert float(moved) > 0 and float(distance) <= 1.05
+    assert "scale 0 yes, an empty window yes, N = 1 yes" in found
