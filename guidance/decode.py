@@ -142,11 +142,15 @@ class Decoder:
     def __call__(self, x0: Tensor) -> Tensor:
         if self.family is None:
             return self.how(x0)
-        z = self.family.unpack(x0, self.size, self.pipe)
+        z = self.unpack(x0)
         if z.ndim == 5 and self.frames is not None:
             z = spread(z, self.frames)  # [B*T, C, 1, h, w]
         pixels = self._pictures(z).clamp(0, 1).to(x0)  # [B*T, 3, H, W]
         return pixels.unflatten(0, (len(x0), -1)) if self.family.video else pixels
+
+    def unpack(self, x0: Tensor) -> Tensor:
+        """[B, C, h, w] or [B, C, F, h, w], where it is known how the pipeline packs them; or x0."""
+        return x0 if self.family is None else self.family.unpack(x0, self.size, self.pipe)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

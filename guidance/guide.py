@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 USUAL = 0.9  # how much of the gradients' usual norm stays from one step to the next
 FLOOR = 0.3  # below this share of it, the push shrinks with the gradient: the reward is saturated
-CLEAN = 0.25  # below this noise ratio nothing is carried over: it would be seen in the pixels
 
 
 @dataclass
@@ -41,14 +40,13 @@ class Guide:
         window: noise ratios (lowest, highest) that are guided. By default only the noisier part,
             where the reward is hacked least.
         cap: largest root mean square of a push.
-        low_pass: side, in latent pixels, of a box that the gradient is averaged over; 0 for none.
+        low_pass: side, in latent pixels, of a box that the gradient is averaged over; 0 for none. Of
+            packed latents (Flux, Qwen-Image) it takes a `Decoder`, which knows where each one lies.
         target: samples whose (weighted) reward reaches it are left alone.
         held_out: a scorer that does not guide; it says whether the pushes please only the guiding one.
-        stop_on_gap: no more guidance once the held-out reward falls while the guiding one rises.
+        stop_on_gap: no more guidance in a run once the held-out reward falls while the guiding one
+            rises, by the means over its samples.
         prompts: for scorers that read them, one a sample, or one for as many samples in a row.
-        extrapolated: the host's solver extrapolates from the x0 it was given, as DPM++ 2M does, and
-            would take the last push back (`tap` sees to that itself). Each push is then spread over
-            this step and the next ones, also a few that are no longer guided.
     """
 
     scorers: Sequence[tuple[Scorer, float]]
@@ -61,7 +59,6 @@ class Guide:
     held_out: Scorer | None = None
     stop_on_gap: bool = False
     prompts: Sequence[str] | None = None
-    extrapolated: bool = False
     record: Record = field(default_factory=Record)
 
     def __post_init__(self):
@@ -73,16 +70,14 @@ class Guide:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.held_out is not None:
             check_scorer(self.held_out)
-        self._usual: dict[int, Tensor] = {}  # of each scorer's gradients
-        self._gains = torch.zeros(2)  # of the guiding and the held-out reward, by the pushes so far
-        self._carried: Tensor | None = None  # the last push, of which the solver takes a part back
-        self._warned = False  # that samples have no finite reward
+        self.start()
 
     def start(self) -> None:
-        """Forgets the run before: for `tap`'s `on_start`."""
-        self._usual, self._gains, self._carried = {}, torch.zeros(2), None
-        self._warned = False
-        self.record.stopped = False
+        """Forgets the run before: for `tap`'s `on_start`. The record goes on."""
+        self._usual: dict[int, Tensor] = {}  # of each scorer's gradients
+        self._gains = torch.zeros(2)  # of the guiding and the held-out reward, by the pushes so far
+        self._gap = False  # the first rose and the second fell
+        self._told: set[str] = set()  # what was warned of
 
     def keep(self, rows: Sequence[int]) -> None:
         """Of the batch [B, ...] only these rows come from now on, in this order."""
@@ -91,13 +86,15 @@ class Guide:
     def wants(self, noise_ratio: float) -> bool:
         """Whether a step from so much noise is guided."""
         low, high = self.window
-        return self.scale > 0 and low <= noise_ratio <= high and not self.record.stopped
+        return self.scale > 0 and low <= noise_ratio <= high and not self._stopped
+
+    @property
+    def _stopped(self) -> bool:
+        return self._gap and self.stop_on_gap
 
     def __call__(self, step: Step) -> Tensor | None:
         row = self.record.add(step)
         push = self._guided(step, row) if self.wants(step.noise_ratio) else None
-        if self.extrapolated:
-            push = self._spread(step, push)
         return None if push is None else step.x0 + push.to(step.x0)
 
     def _guided(self, step: Step, row: Row) -> Tensor:
@@ -115,7 +112,7 @@ class Guide:
         if self.target is not None:
             push = push * along(total < self.target, push)
         row.reward, row.push = total.cpu(), rms(push).cpu()
-        self._warn_of_nan(row)
+        self._warn_of_nan(row.index, row.reward, "reward at step %d: those are not guided")
         if self.held_out is not None:
             self._watch(row, pixels, step.x0 + push.to(step.x0), total, prompts)
         return push
@@ -123,22 +120,15 @@ class Guide:
     def push(self, direction: Tensor, noise_ratio: float) -> Tensor:
         """The displacement of x0 along a direction [B, ...] of norm at most 1, in float32."""
         direction = direction.float()
-        g = low_passed(direction, self.low_pass)
+        g = self._low_passed(direction)
         size = min(self.scale * noise_ratio, self.cap) * g[0].numel() ** 0.5
         return size * norms(direction) * unit(g)
 
-    def _spread(self, step: Step, push: Tensor | None) -> Tensor | None:
-        """q of which an extrapolating step makes the push: (3 q - q before) / 2 = push."""
-        if push is None:
-            if self._carried is None or step.noise_ratio < CLEAN:
-                self._carried = None
-                return None
-            push = torch.zeros_like(self._carried)
-        if step.index > 0:  # the first step has nothing to extrapolate from
-            before = 0 if self._carried is None else self._carried
-            push = (2 * push + before) / 3
-        self._carried = push
-        return push
+    def _low_passed(self, g: Tensor) -> Tensor:
+        if self.low_pass < 2:
+            return g
+        unpack = getattr(self.decode, "unpack", lambda x0: x0)
+        return rearranged(unpack, lambda z: low_passed(z, self.low_pass), g)
 
     def _strength(self, number: int, norm: Tensor) -> Tensor:
         """How much a scorer pushes each sample, [B] in [0, 1]: less where its gradient has faded."""
@@ -148,14 +138,16 @@ class Guide:
         self._usual[number] = usual
         return (norm / (FLOOR * usual).clamp_min(1e-30)).clamp(max=1)
 
-    def _warn_of_nan(self, row: Row) -> None:
-        lost = int((~row.reward.isfinite()).sum())
-        if lost and not self._warned:
-            log.warning(
-                "%d of %d samples have no finite reward at step %d: those are not guided",
-                *(lost, len(row.reward), row.index),
-            )
-            self._warned = True
+    def _warn_of_nan(self, index: int, rewards: Tensor, what: str) -> None:
+        lost = int((~rewards.isfinite()).sum())
+        if lost:
+            self._warn(f"%d of %d samples have no finite {what}", lost, len(rewards), index)
+
+    def _warn(self, text: str, *values: float) -> None:
+        """Once a run."""
+        if text not in self._told:
+            log.warning(text, *values)
+            self._told.add(text)
 
     @torch.no_grad()
     def _watch(
@@ -167,17 +159,26 @@ class Guide:
         held = [rate(self.held_out, each, prompts) for each in (pixels, after)]
         self.record.scorer_calls += len(self.scorers) + 2
         row.held_out = held[0].cpu()
-        self._gains += torch.stack([(guiding - before).mean(), (held[1] - held[0]).mean()]).cpu()
-        gain, held_gain = self._gains.tolist()
-        row.gain, row.held_out_gain = gain, held_gain
-        if gain > 0 > held_gain and not self.record.gap:
-            self.record.gap = True
-            log.warning(
-                "reward hacking: the pushes raised the guiding reward by %.3g and lowered the "
-                "held-out one by %.3g; a smaller scale or an earlier window helps",
-                *(gain, -held_gain),
-            )
-        self.record.stopped = self.record.gap and self.stop_on_gap
+        self._warn_of_nan(
+            row.index, row.held_out, "held-out reward at step %d: those are not watched"
+        )
+        gains = torch.stack([guiding - before, held[1] - held[0]]).cpu()  # [2, B]
+        known = gains.isfinite().all(0)  # one that has no number says nothing, as in `ascent`
+        if not known.any():
+            return
+        self._gains += gains[:, known].mean(1)
+        row.gain, row.held_out_gain = self._gains.tolist()
+        if row.gain > 0 > row.held_out_gain:
+            self._hacked(row.gain, -row.held_out_gain)
+
+    def _hacked(self, gain: float, loss: float) -> None:
+        self._gap = self.record.gap = True
+        self.record.stopped |= self._stopped
+        self._warn(
+            "reward hacking: the pushes raised the guiding reward by %.3g and lowered the "
+            "held-out one by %.3g; a smaller scale or an earlier window helps",
+            *(gain, loss),
+        )
 
 
 def rms(x: Tensor) -> Tensor:
@@ -195,3 +196,13 @@ def low_passed(x: Tensor, side: int) -> Tensor:
     flat = x.flatten(0, -4) if x.ndim > 4 else x
     padded = F.pad(flat, [side // 2] * 4, mode="replicate")
     return F.avg_pool2d(padded, side, 1).reshape(x.shape)
+
+
+def rearranged(
+    unpack: Callable[[Tensor], Tensor], function: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """`function` of x as `unpack` arranges it, arranged as x is: back goes the transpose, the inverse."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        z = unpack(x)
+        return torch.autograd.grad(z, x, function(z.detach()))[0]

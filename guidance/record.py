@@ -25,8 +25,8 @@ class Row:
     reward: Tensor | None = None  # [B] of the predicted x0, before the push
     held_out: Tensor | None = None  # [B]
     push: Tensor | None = None  # [B] root mean square of the displacement of x0
-    gain: float | None = None  # mean guiding reward that the pushes so far have added
-    held_out_gain: float | None = None
+    gain: float | None = None  # mean guiding reward that the run's pushes so far have added
+    held_out_gain: float | None = None  # both over the samples that have both rewards
     ess: float | None = None  # of particles: effective share of them, in (0, 1], before resampling
     ancestors: list[int] | None = None  # of particles: whom each one goes on from
     left: float | None = None  # of candidates that are pruned: the share that goes on
@@ -40,8 +40,8 @@ class Record:
     denoiser_calls: int = 0  # times samples; CFG is not counted twice
     scorer_calls: int = 0
     survivors: list[list[int]] = field(default_factory=list)  # candidates left after each cut
-    gap: bool = False  # the held-out reward fell while the guiding one rose
-    stopped: bool = False  # guidance was stopped for it
+    gap: bool = False  # the held-out reward fell while the guiding one rose, in one of the runs
+    stopped: bool = False  # guidance was stopped for it, until that run ended
     across: str = "call of the denoiser"  # what the rows' indices count
 
     def plot(self, title: str = "reward") -> Image.Image:
@@ -66,19 +66,26 @@ def summary(record: Record) -> str:
     guided = [row for row in record.rows if row.reward is not None]
     if not guided:
         return "Nothing was guided."
-    first, last = (float(row.reward.mean()) for row in (guided[0], guided[-1]))
+    first, last = (mean(row.reward) for row in (guided[0], guided[-1]))
     told = [
         f"Guided {len(guided)} of {len(record.rows)} steps; the score of the forming image went from "
         f"{first:.4g} to {last:.4g}."
     ]
-    gain, held_gain = guided[-1].gain, guided[-1].held_out_gain
-    if gain is not None and held_gain is not None:
-        told.append(f"The pushes added {gain:+.3g}, and {held_gain:+.3g} to the held-out score.")
+    gains = [(row.gain, row.held_out_gain) for row in guided if row.gain is not None]
+    if gains:
+        told.append(
+            "The pushes added {:+.3g}, and {:+.3g} to the held-out score.".format(*gains[-1])
+        )
     if record.gap:
         told.append("The two went apart, a sign of reward hacking: use less strength.")
     if record.stopped:
         told.append("Guidance was stopped for it.")
     return " ".join(told)
+
+
+def mean(rewards: Tensor) -> float:
+    """Of those that are numbers; nan where none is."""
+    return float(rewards[rewards.isfinite()].mean())
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """The push: its size, its direction, when there is none, and what is recorded of it."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from stub import Brightness
 
 from tastemaker.guidance.guide import Guide, low_passed, rms
+from tastemaker.guidance.record import summary
 from tastemaker.guidance.rewards import ascent, rate, weighted
 from tastemaker.guidance.tap import Step
 
@@ -130,6 +129,67 @@ def test_reward_hacking_is_reported_and_stops_the_guidance_on_request(caplog):
         assert guided(step(latents())) is not None  # the next run is guided again
 
 
+def test_a_gap_stops_its_own_run_only(caplog):
+    """In the second run the held-out scorer agrees: it is guided to the end, as if it were the first."""
+    guided = guide(red, held_out=lambda x: guided.agrees * red(x), stop_on_gap=True)
+    steps = []
+    for guided.agrees in (-1.0, 1.0, -1.0):
+        guided.start()
+        steps.append([guided(step(latents(), index=i)) is not None for i in range(7)])
+    assert steps == [[True] + [False] * 6, [True] * 7, [True] + [False] * 6]
+    assert guided.record.gap and guided.record.stopped
+    assert caplog.text.count("reward hacking") == 2
+
+
+def test_the_record_keeps_a_gap_and_a_stop_when_another_run_has_none():
+    guided = guide(red, held_out=lambda x: guided.agrees * red(x), stop_on_gap=True)
+    for guided.agrees in (-1.0, 1.0):
+        guided.start()
+        guided(step(latents()))
+    assert guided.record.gap and guided.record.stopped
+    never = guide(red, held_out=lambda x: -red(x))
+    never(step(latents()))
+    assert never.record.gap and not never.record.stopped
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf])
+@pytest.mark.parametrize("who", ["guiding", "held out"])
+def test_a_sample_without_a_number_does_not_hide_the_hacking_of_the_others(who, lost, caplog):
+    """The gains are those of the same samples without it."""
+    broken = torch.tensor([1.0, lost, 1.0])
+    own, other = (broken, 1.0) if who == "guiding" else (1.0, broken)
+    guided = guide(lambda x: own * red(x), held_out=lambda x: -other * red(x), stop_on_gap=True)
+    without = guide(red, held_out=lambda x: -red(x), stop_on_gap=True)
+    x0 = latents()
+    assert guided(step(x0)) is not None
+    without(step(x0[[0, 2]]))
+    row, wanted = guided.record.rows[0], without.record.rows[0]
+    assert row.gain == pytest.approx(wanted.gain, rel=1e-4)
+    assert row.held_out_gain == pytest.approx(wanted.held_out_gain, rel=1e-4)
+    assert guided.record.gap and guided.record.stopped
+    what = "reward" if who == "guiding" else "held-out reward"
+    assert f"1 of 3 samples have no finite {what} at step 0" in caplog.text
+
+
+def test_a_step_whose_samples_have_no_number_changes_no_gain():
+    guided = guide(red, held_out=lambda x: guided.held * red(x))
+    for guided.held in (1.0, torch.nan, 1.0):
+        guided(step(latents()))
+    gains = [(row.gain, row.held_out_gain) for row in guided.record.rows]
+    assert gains[1] == (None, None)
+    assert gains[2] == pytest.approx([2 * gain for gain in gains[0]], rel=1e-4)
+    assert not guided.record.gap
+
+
+def test_a_summary_leaves_out_what_has_no_number():
+    half = torch.tensor([1.0, torch.nan])
+    guided = guide(lambda x: half * red(x), held_out=lambda x: guided.held * red(x))
+    for guided.held in (1.0, torch.nan):
+        guided(step(latents(2)))
+    said = summary(guided.record)
+    assert "nan" not in said and "The pushes added +" in said
+
+
 def test_a_scorer_without_a_gradient_is_refused_by_name():
     def blind(images):
         return red(images.detach())
@@ -235,39 +295,3 @@ def test_a_scorer_that_gives_something_else_is_named():
     for weights in ([(red, 0.0)], [(red, -1.0), (dark, 2.0)], []):
         with pytest.raises(ValueError, match="weights must be positive"):
             weighted(weights)
-
-
-# --- solvers that extrapolate ---------------------------------------------------------------------
-
-
-def two_m(guided, sigmas, clean):
-    """DPM++ 2M as samplers without a history to reach have it: the x of each step."""
-    x, old, xs = torch.zeros_like(clean), None, []
-    for i, (s, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        pushed = guided(Step(clean, s / (1 + s * s) ** 0.5, s, i, s))
-        x0 = clean if pushed is None else pushed
-        h = math.log(s / after)
-        r = math.log(sigmas[i - 1] / s) / h if i else 1.0
-        seen = x0 if old is None else x0 + (x0 - old) / (2 * r)
-        x, old = after / s * x - math.expm1(-h) * seen, x0
-        xs.append(x)
-    return torch.stack(xs)
-
-
-def test_a_solver_that_extrapolates_does_not_take_the_push_back():
-    """Of first order, a push moves its step by (1 - sigma' / sigma) of it, and then fades as noise does."""
-    clean, sigmas = latents(), [12.0, 6.0, 3.0, 1.5, 0.75, 0.375, 0.1875]
-    plain = two_m(guide(scale=0.0), sigmas, clean)
-    for window, steps in (((0.99, 1.0), [0]), ((0.97, 0.99), [1]), ((0.9, 0.99), [1, 2])):
-        moved = {}
-        for carried in (False, True):
-            guided = guide(window=window, extrapolated=carried)
-            moved[carried] = rms(two_m(guided, sigmas, clean)[-1] - plain[-1])
-        found = [row.index for row in guided.record.rows if row.push is not None]
-        assert found == steps
-        sizes = [0.1 * guided.record.rows[i].noise_ratio for i in steps]
-        wanted = sum(
-            size * 0.5 * sigmas[-1] / sigmas[i + 1] for i, size in zip(steps, sizes, strict=True)
-        )
-        assert moved[True] == pytest.approx([wanted] * 3, rel=0.03)  # all but the last 3^-k
-        assert (moved[False] < 0.6 * moved[True]).all()  # of the first step, nothing is left
