@@ -44,7 +44,8 @@ def best_of_n(
         pipe: a diffusers pipeline of images or videos; any scheduler.
         scorer: one, several, or several with weights; none needs a gradient. Several are compared by
             their candidates' ranks, since their units differ.
-        batch_size: candidates sampled together; halved (and kept so) when memory runs out.
+        batch_size: candidates sampled, and judged, together; halved (and kept so) when memory runs
+            out.
         seeds: the first of n seeds in a row, or n seeds: of generators on the CPU.
         prune: drop candidates whose previews are weak, and save their steps: "halving" (16 become 8,
             4, 2, 1 in the first half of the run; 8 and 4 where four are kept), or cuts (share of the
@@ -112,8 +113,10 @@ class Search:
         while len(found) < len(seeds):
             done = len(found)
             samples = self.sample(seeds[done:], None if noise is None else noise[done:])
-            batch = self.judged(candidates(samples, done, noise))
-            found, tables, held = [*found, *batch[0]], [*tables, batch[1]], [*held, batch[2]]
+            made, table, held_out = self.judged(candidates(samples, done, noise))
+            # On the CPU: all of them at once would fill the device.
+            found += [each._replace(pixels=each.pixels.cpu()) for each in made]
+            tables, held = [*tables, table], [*held, held_out]
             self.bar.update(len(found) - done)
         return Judged(found, torch.cat(tables, 1), None if held[0] is None else torch.cat(held))
 
@@ -149,15 +152,21 @@ class Search:
 
     def judged(self, candidates: list[Candidate]) -> Judged:
         """Finished candidates with their scores."""
-        parts = [
-            candidates[i : i + self.batch_size] for i in range(0, len(candidates), self.batch_size)
-        ]
-        pixels = [torch.stack([candidate.pixels for candidate in part]) for part in parts]
-        table = torch.cat([self.table(x) for x in pixels], 1)
-        if self.held_out is None:
-            return Judged(candidates, table, None)
-        held_out = torch.cat([self.rate(x, [self.held_out])[0] for x in pixels])
+        table = self.told(candidates, [scorer for scorer, _ in self.scorers])
+        held_out = None if self.held_out is None else self.told(candidates, [self.held_out])[0]
         return Judged(candidates, table, held_out)
+
+    def told(self, candidates: list[Candidate], scorers: Sequence[Scorer]) -> Tensor:
+        """What the scorers say of finished candidates, [S, N] on the CPU; as many at a time as fit."""
+        tables, done = [], 0
+        while done < len(candidates):
+            now = candidates[done : done + self.batch_size]
+            try:
+                tables.append(self.rate(torch.stack([each.pixels for each in now]), scorers))
+                done += len(now)
+            except RuntimeError as error:
+                self.halve(len(now), error)
+        return torch.cat(tables, 1)
 
     def kept(
         self,

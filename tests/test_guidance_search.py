@@ -220,6 +220,29 @@ def test_memory_that_runs_out_halves_the_batch():
     )
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("prune", [None, [(0.5, 0.9)]])
+def test_memory_that_runs_out_in_a_scorer_halves_the_batch(prune, held_out):
+    sizes = []
+
+    def hungry(images):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return red(images)
+
+    scorers = dict(scorer=red, held_out=hungry) if held_out else dict(scorer=hungry)
+    found = run("SD 1.5", n=6, keep=2, batch_size=6, prune=prune, **scorers)
+    assert sizes[0] > 2 and all(size <= 2 for size in sizes[2:])
+    plain = run("SD 1.5", n=6, keep=2, batch_size=2, prune=prune, held_out=red)
+    assert found.seeds == plain.seeds
+    torch.testing.assert_close(found.scores, plain.scores, atol=1e-5, rtol=0)
+    if held_out:
+        torch.testing.assert_close(found.held_out, plain.held_out, atol=1e-5, rtol=0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run("SD 1.5", lambda images: hungry(images.repeat(3, 1, 1, 1)), n=2, prune=prune)
+
+
 def test_a_callback_of_the_users_own_is_still_called():
     seen = []
 
