@@ -16,7 +16,7 @@ from .. import ranking
 from .decode import Decoder
 from .halving import Cut
 from .rewards import Scorers, rate, weighted
-from .sampling import one_prompt_each, sample
+from .sampling import check_pipeline, one_prompt_each, prompts_of, sample
 from .search import combine
 from .tap import Step, release, tap
 
@@ -26,7 +26,7 @@ DRAWS = 256  # groups of candidates that a schedule is tried on
 
 @dataclass(frozen=True, eq=False)
 class PruningCalibration:
-    """What was measured, and the cuts that follow: `best_of_n(..., prune=calibration.cuts)`."""
+    """What was measured, and the cuts that follow: `best_of_n(..., prune=calibration)`."""
 
     after: list[float]  # share of the steps done, of each preview
     noise_ratios: list[float]
@@ -47,6 +47,7 @@ def calibrate_pruning(
     batch_size: int = 4,
     seed: int = 0,
     decode: Any = "vae",
+    prompts: str | Sequence[str] | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> PruningCalibration:
@@ -62,6 +63,7 @@ def calibrate_pruning(
         budget: instead, the share of its denoiser calls that pruning may spend, in (0, 1].
         seed: the first of as many seeds in a row: other ones than those that are pruned later.
         decode: as `best_of_n` will be given it: another decoder tells earlier or later.
+        prompts: what scorers that read prompts are given, as in `best_of_n`.
         pipe_kwargs: typical arguments, with one prompt or several.
 
     Returns:
@@ -78,7 +80,8 @@ def calibrate_pruning(
             "candidates >= 2, n >= 2, 0 < keep <= 1, 0 < budget <= 1, batch_size >= 1: "
             f"candidates={candidates}, n={n}, keep={keep}, budget={budget}, batch_size={batch_size}"
         )
-    release(getattr(pipe, "scheduler", None))
+    check_pipeline(pipe)
+    release(pipe.scheduler)
     scorers = weighted(scorer)
     decoder = Decoder(pipe, decode)
     runs = one_prompt_each(pipe_kwargs)
@@ -86,12 +89,12 @@ def calibrate_pruning(
     weights = [weight for _, weight in scorers]
     tables, ratios = [], []
     with bar, decoder.watching():
-        for kwargs in runs:
+        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
             seeds = range(seed, seed + candidates)
             parts = []
             for start in range(0, candidates, batch_size):
                 own = list(seeds[start : start + batch_size])
-                scores, ratios = _previews(pipe, scorers, decoder, own, kwargs)
+                scores, ratios = _previews(pipe, scorers, decoder, own, kwargs, prompt)
                 parts.append(scores)
                 bar.update(len(own))
             told = torch.cat(parts, 2)  # of all candidates: several scorers are compared by ranks
@@ -101,13 +104,17 @@ def calibrate_pruning(
 
 @torch.no_grad()
 def _previews(
-    pipe: Any, scorers: Sequence, decoder: Decoder, seeds: list[int], kwargs: Mapping[str, Any]
+    pipe: Any,
+    scorers: Sequence,
+    decoder: Decoder,
+    seeds: list[int],
+    kwargs: Mapping[str, Any],
+    prompt: str | None,
 ) -> tuple[Tensor, list[float]]:
     """Of every step's preview and of the finished picture, the scorers' scores [steps + 1, S, B]; the
     steps' noise ratios.
     """
-    prompt = kwargs.get("prompt")
-    prompts = [prompt] * len(seeds) if isinstance(prompt, str) else None
+    prompts = None if prompt is None else [prompt] * len(seeds)
     rows, ratios = [], []
 
     def score(pixels: Tensor) -> Tensor:

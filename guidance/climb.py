@@ -74,7 +74,7 @@ class Climb:
             ran.append(samples)
             return samples.pixels
 
-        prompts = [search.prompt] if isinstance(search.prompt, str) else None
+        prompts = None if search.prompt is None else [search.prompt]
         rewards, direction, pixels = ascent(search.scorers, z, pixels_of, prompts)
         search.record.denoiser_calls += self.cost * ran[0].steps
         search.record.scorer_calls += len(search.scorers)

@@ -22,7 +22,7 @@ from .initial import check_deterministic, initial_noise, row
 from .offload import LAYERS, check_hooks
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, weighted
-from .sampling import check_batch_size, numbered, one_prompt_each
+from .sampling import check_batch_size, check_pipeline, numbered, one_prompt_each, prompts_of
 from .search import Search
 
 METHODS = ("zero-order", "random")
@@ -42,6 +42,7 @@ def search_noise(
     batch_size: int = 4,
     seeds: int | Sequence[int] = 0,
     held_out: Scorer | None = None,
+    prompts: str | Sequence[str] | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> SearchResult:
@@ -61,6 +62,7 @@ def search_noise(
         reach: a in (0, 1], how far around.
         batch_size: runs that are sampled together; halved when memory runs out.
         seeds: the first of rounds * n seeds in a row, or as many: of the new noise of each run.
+        prompts: what scorers that read prompts are given, as in `best_of_n`.
 
     Returns:
         `noise` [K, ...] of the kept images is what makes them again: to the bit with the batch they
@@ -71,6 +73,7 @@ def search_noise(
         NotImplementedError: a scheduler that adds noise, or a pipeline that takes no latents.
         TypeError, ValueError: naming the argument.
     """
+    check_pipeline(pipe)
     count = rounds * n
     seeds = numbered(seeds, count)
     if rounds < 1 or n < 1 or not 1 <= keep <= count or len(seeds) != count:
@@ -87,9 +90,9 @@ def search_noise(
     record = Record(across="round")
     bar = tqdm(total=count * len(runs), desc="noises", unit="image", disable=not progress)
     with bar:
-        for kwargs in runs:
+        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
             check_deterministic(pipe, kwargs)
-            search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
+            search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
             around = reach if method == "zero-order" else 1.0
             found.append(_searched(search, seeds, n, keep, around))
             batch_size = search.batch_size
@@ -131,6 +134,7 @@ def optimize_noise(
     checkpointing: bool = True,
     stop_on_decline: bool = True,
     held_out: Scorer | None = None,
+    prompts: str | Sequence[str] | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> SearchResult:
@@ -160,6 +164,7 @@ def optimize_noise(
         checkpointing: compute activations again in the backward, one more call for much less memory.
         stop_on_decline: stop when the held-out reward falls; that noise is not kept.
         held_out: a scorer that does not guide, only looks.
+        prompts: what scorers that read prompts are given, as in `best_of_n`.
 
     Returns:
         Each seed's best noise and its image. The record has a row an iteration; `denoiser_calls` counts
@@ -170,6 +175,7 @@ def optimize_noise(
         NotImplementedError: a scheduler that adds noise, a pipeline that gives no gradient, or offload
             of whole models.
     """
+    check_pipeline(pipe)
     check_hooks(pipe, "optimize_noise", LAYERS)
     seeds = numbered(seeds, 1)
     if iterations < 0 or not seeds:
@@ -182,9 +188,9 @@ def optimize_noise(
     bar = tqdm(total=total, desc="noise", unit="run", disable=not progress)
     with bar, ExitStack() as stack:
         stack.enter_context(frozen(pipe, checkpointing))
-        for kwargs in runs:
+        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
             check_deterministic(pipe, kwargs)
-            search = Search(pipe, scorers, held_out, kwargs, 1, record, bar)
+            search = Search(pipe, scorers, held_out, kwargs, prompt, 1, record, bar)
             # A backward is two calls, what checkpointing computes again is one.
             climb = Climb(search, lr, regulariser, 3 + checkpointing, stop_on_decline)
             found.append(climb.run(seeds, iterations))

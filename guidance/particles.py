@@ -25,7 +25,15 @@ from .prune import shrink_history
 from .record import Record, SearchResult
 from .resample import POTENTIALS, Weights, effective, renoised
 from .rewards import Scorer, Scorers, weighted
-from .sampling import Samples, check_batch_size, numbered, one_prompt_each, sample
+from .sampling import (
+    Samples,
+    check_batch_size,
+    check_pipeline,
+    numbered,
+    one_prompt_each,
+    prompts_of,
+    sample,
+)
 from .schedulers import Level, adds_noise, level
 from .search import Search, candidates
 from .split import split
@@ -50,6 +58,7 @@ def steer_particles(
     potential: str = "difference",
     decode: Any = "vae",
     held_out: Scorer | None = None,
+    prompts: str | Sequence[str] | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> SearchResult:
@@ -79,6 +88,7 @@ def steer_particles(
             preview that looks worse than an earlier one. Both end at the final reward.
         decode: how a preview becomes pixels: "vae", an AutoencoderTiny, "linear"; see `Decoder`.
         held_out: a scorer that does not steer, only looks.
+        prompts: what scorers that read prompts are given, as in `best_of_n`.
         pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
             same seeds; the results follow one another.
 
@@ -93,6 +103,7 @@ def steer_particles(
         TypeError, ValueError: naming the argument.
         RuntimeError: memory runs out with one particle at a time.
     """
+    check_pipeline(pipe)
     seeds = numbered(seeds, n)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
@@ -104,8 +115,8 @@ def steer_particles(
         eta = 0.0 if adds_noise(pipe.scheduler, pipe_kwargs) else ETA
     found = []
     with tqdm(total=n * len(runs), desc="particles", unit="image", disable=not progress) as bar:
-        for kwargs in runs:
-            search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
+        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+            search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
 
             def particles(search: Search = search) -> Particles:
                 weights = Weights(lam, [weight for _, weight in scorers], potential)

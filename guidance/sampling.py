@@ -151,6 +151,33 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: of(i, name, value) for name, value in pipe_kwargs.items()} for i in range(count)]
 
 
+def prompts_of(
+    runs: Sequence[Mapping[str, Any]], prompts: str | Sequence[str] | None
+) -> list[str | None]:
+    """What each run's pictures are to show: its own prompt, unless others are given, one a run.
+
+    Raises:
+        TypeError, ValueError: they are no texts; their number is another.
+    """
+    if prompts is None:
+        own = (kwargs.get("prompt") for kwargs in runs)
+        return [prompt if isinstance(prompt, str) else None for prompt in own]
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"prompts are texts, one for each of the pipeline's, got {prompts!r}")
+    if len(texts) != len(runs):
+        raise ValueError(
+            f"{len(texts)} prompts for {len(runs)}: give one for each of the pipeline's"
+        )
+    return list(texts)
+
+
+def check_pipeline(pipe: Any, *, scheduler: bool = True) -> None:
+    """Raises TypeError for what is no pipeline, or has no scheduler where one is needed."""
+    if not callable(pipe) or (scheduler and not hasattr(pipe, "scheduler")):
+        raise TypeError(f"pipe is a diffusers pipeline, got {type(pipe).__name__}")
+
+
 def numbered(seeds: int | Sequence[int], n: int) -> list[int]:
     """The seeds: n in a row from a first one, or those given.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,20 @@ from ..scorers.stream import out_of_memory
 from .halving import Candidate, Cut, Halving, check_cuts, halving_cuts
 from .record import Record, Row, SearchResult
 from .rewards import Scorer, Scorers, check_scorer, rate, weighted
-from .sampling import Samples, check_batch_size, numbered, one_prompt_each, sample, to_pil
+from .sampling import (
+    Samples,
+    check_batch_size,
+    check_pipeline,
+    numbered,
+    one_prompt_each,
+    prompts_of,
+    sample,
+    to_pil,
+)
 from .tap import release
+
+if TYPE_CHECKING:
+    from .calibrate import PruningCalibration
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +41,10 @@ def best_of_n(
     *,
     batch_size: int = 4,
     seeds: int | Sequence[int] = 0,
-    prune: str | Sequence[tuple[float, float]] | None = None,
+    prune: str | Sequence[tuple[float, float]] | PruningCalibration | None = None,
     decode: Any = "vae",
     held_out: Scorer | None = None,
+    prompts: str | Sequence[str] | None = None,
     pipe_kwargs: Mapping[str, Any],
     progress: bool = True,
 ) -> SearchResult:
@@ -50,9 +63,12 @@ def best_of_n(
         prune: drop candidates whose previews are weak, and save their steps: "halving" (16 become 8,
             4, 2, 1 in the first half of the run; 8 and 4 where four are kept), or cuts (share of the
             steps done, share of the candidates that goes on). How early a preview tells depends on
-            model and scorer: measure it with `calibrate_pruning`. Never fewer than `keep` go on.
+            model and scorer: measure it with `calibrate_pruning`, and give what it returns. Never
+            fewer than `keep` go on. Of cuts that fall on one step of few only the last is made.
         decode: how a preview becomes pixels: "vae", an AutoencoderTiny, "linear"; see `Decoder`.
         held_out: a scorer that does not choose, only looks.
+        prompts: what scorers that read prompts are given, one for each of the pipeline's; by default
+            those of `pipe_kwargs`. Embeddings say nothing to a scorer: give it their text here.
         pipe_kwargs: what the pipeline is called with. A list of prompts is a search for each, with the
             same seeds; the results follow one another.
 
@@ -65,6 +81,9 @@ def best_of_n(
         TypeError, ValueError: naming the argument. A candidate whose score is NaN is never kept;
             ValueError if none has a score.
     """
+    prune = getattr(prune, "cuts", prune)  # a calibration's
+    check_pipeline(pipe, scheduler=bool(prune))
+    check_decode(decode)
     seeds = numbered(seeds, n)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
@@ -74,12 +93,20 @@ def best_of_n(
     bar = tqdm(total=n * len(runs), desc=f"best of {n}", unit="image", disable=not progress)
     found = []
     with bar:
-        for kwargs in runs:
-            search = Search(pipe, scorers, held_out, kwargs, batch_size, record, bar)
+        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+            search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
             judged = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
             found.append(search.best(judged, seeds, keep))
             batch_size = search.batch_size
     return SearchResult.join(found, record)
+
+
+def check_decode(decode: Any) -> None:
+    """Raises ValueError for a way to decode that there is not, also where nothing is decoded by it."""
+    if decode not in ("vae", "linear") if isinstance(decode, str) else not callable(decode):
+        raise ValueError(
+            f'decode is "vae", "linear", an AutoencoderTiny or a callable, got {decode!r}'
+        )
 
 
 class Judged(NamedTuple):
@@ -91,15 +118,13 @@ class Judged(NamedTuple):
 
 
 class Search:
-    """The search for one prompt."""
+    """The search for one prompt: `kwargs` are the pipeline's, `prompt` is what scorers read."""
 
-    def __init__(self, pipe, scorers, held_out, kwargs, batch_size, record, bar):
+    def __init__(self, pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar):
         self.pipe, self.scorers, self.held_out = pipe, scorers, held_out
         self.kwargs, self.batch_size, self.record, self.bar = kwargs, batch_size, record, bar
-        self.prompt = kwargs.get("prompt")
+        self.prompt: str | None = prompt
         self.steps = 0  # calls of the denoiser that a finished candidate took
-        if not callable(pipe):
-            raise TypeError(f"pipe is a diffusers pipeline, got {type(pipe).__name__}")
         if held_out is not None:
             check_scorer(held_out)  # before the work, not after it
         release(getattr(pipe, "scheduler", None))
@@ -233,7 +258,7 @@ class Search:
     @torch.no_grad()
     def rate(self, pixels: Tensor, scorers: Sequence[Scorer]) -> Tensor:
         """[S, B] on the CPU."""
-        prompts = [self.prompt] * len(pixels) if isinstance(self.prompt, str) else None
+        prompts = None if self.prompt is None else [self.prompt] * len(pixels)
         self.record.scorer_calls += len(scorers)
         return torch.stack([rate(scorer, pixels, prompts) for scorer in scorers]).cpu()
 

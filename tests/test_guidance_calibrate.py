@@ -129,3 +129,20 @@ def test_thin_curves_are_plotted(curve):
     flat = plot({"one": curve})
     assert flat.tobytes() != plot({"one": [(0, 3), (1, 5)]}).tobytes()
     assert flat.getpixel((5, 5)) == (24, 24, 27)
+
+
+def test_scorers_read_the_prompts_of_embeddings():
+    asked = []
+
+    def reader(images, prompts=None):
+        asked.append((len(images), prompts))
+        return red(images)
+
+    kwargs = {key: value for key, value in tiny_pipes.call("SD 1.5").items() if key != "generator"}
+    calibrate_pruning(
+        *(tiny_pipes.make("SD 1.5"), reader, 2),
+        **dict(n=2, prompts="a fox", pipe_kwargs=kwargs, progress=False),
+    )
+    assert asked and all(given == ["a fox"] * count for count, given in asked)
+    with pytest.raises(TypeError, match="pipe is a diffusers pipeline, got str"):
+        calibrate_pruning("a/model", reader, pipe_kwargs=kwargs)

@@ -10,9 +10,12 @@ import tiny_pipes
 import torch
 from stub import Brightness
 
+import tastemaker
 from tastemaker import ranking
+from tastemaker.guidance.calibrate import PruningCalibration
+from tastemaker.guidance.halving import Cut
 from tastemaker.guidance.pipelines import RewardCallback, reward_guidance
-from tastemaker.guidance.sampling import one_prompt_each
+from tastemaker.guidance.sampling import one_prompt_each, prompts_of
 from tastemaker.guidance.search import best_of_n, combine
 
 PIPES = tuple(tiny_pipes.BUILDERS)
@@ -175,6 +178,65 @@ def test_only_prompts_are_taken_apart(count):
     assert all({name: each[name] for name in alike} == alike for each in runs)
 
 
+READERS = {
+    "best_of_n": dict(n=2, batch_size=2),
+    "best_of_n, pruned": dict(n=4, batch_size=4, prune=[(0.5, 0.5)]),
+    "steer_particles": dict(n=2, at=[0.5]),
+    "search_noise": dict(rounds=2, n=2),
+    "optimize_noise": dict(iterations=1),
+}
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_scorers_read_the_prompts_of_embeddings_too(method):
+    asked = []
+
+    def reader(images, prompts=None):
+        asked.append((len(images), prompts))
+        return red(images)
+
+    def found(**more):
+        asked.clear()
+        options = dict(held_out=reader, pipe_kwargs=call("SD 1.5"), progress=False) | more
+        pipe, function = tiny_pipes.make("SD 1.5"), getattr(tastemaker, method.split(",")[0])
+        return function(pipe, reader, **READERS[method], **options)
+
+    assert set(found().prompts) == {None} and {prompts for _, prompts in asked} == {None}
+    for prompts in ("a fox", ["a fox"]):
+        assert set(found(prompts=prompts).prompts) == {"a fox"}
+        assert asked and all(given == ["a fox"] * count for count, given in asked)
+    with pytest.raises(ValueError, match="2 prompts for 1: give one for each"):
+        found(prompts=["a fox", "a hare"])
+    with pytest.raises(TypeError, match="prompts are texts, .* got 7"):
+        found(prompts=7)
+
+
+def test_prompts_for_scorers_may_differ_from_the_pipelines():
+    runs = one_prompt_each(dict(prompt=["a cat", "a dog"]))
+    assert prompts_of(runs, None) == ["a cat", "a dog"]
+    assert prompts_of(runs, ["fur", "paws"]) == ["fur", "paws"]
+
+
+@pytest.mark.parametrize("method", READERS)
+@pytest.mark.parametrize("pipe", ["a/model", lambda **named: None])
+def test_what_is_no_pipeline_is_named(method, pipe):
+    if method == "best_of_n" and callable(pipe):
+        return  # needs no scheduler
+    function = getattr(tastemaker, method.split(",")[0])
+    with pytest.raises(TypeError, match="pipe is a diffusers pipeline, got (str|function)"):
+        function(pipe, red, **READERS[method], pipe_kwargs=dict(prompt="a fox"), progress=False)
+
+
+def test_a_calibration_is_cuts():
+    options = dict(n=4, batch_size=4)
+    calibration = PruningCalibration([], [], [], [Cut(0.5, 0.5)], 1.0, 0.75)
+    pruned = run("SD 1.5", prune=calibration, **options)
+    assert [len(alive) for alive in pruned.record.survivors] == [2]
+    assert pruned.seeds == run("SD 1.5", prune=calibration.cuts, **options).seeds
+    nothing = PruningCalibration([], [], [], [], 1.0, 1.0)  # no pruning keeps enough
+    assert run("SD 1.5", prune=nothing, **options).record.survivors == []
+
+
 SDE = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
@@ -307,6 +369,8 @@ def test_candidates_without_a_score_are_never_kept():
         (dict(n=2, held_out="nano"), "a scorer is a callable, got str"),
         (dict(n=2, prune="half"), "prune is \"halving\", .* got 'half'"),
         (dict(n=2, prune=True), 'prune is "halving", .* got True'),
+        (dict(n=2, decode="taesd"), "decode is \"vae\", .* got 'taesd'"),
+        (dict(n=2, decode=None, prune="halving"), 'decode is "vae", .* got None'),
         (dict(n=2, pipe="a/model"), "pipe is a diffusers pipeline, got str"),
         (dict(n=2, pipe_kwargs="a lighthouse"), r"dict\(prompt=...\), got 'a lighthouse'"),
         (dict(n=2, pipe_kwargs=dict(prompt=[])), "an empty list of prompts"),
