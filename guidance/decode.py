@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .initial import replaced
-from .offload import still
+from .offload import hooks_of, still
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -109,9 +109,11 @@ class Decoder:
 
     Args:
         pipe: a diffusers pipeline.
-        how: "vae", the pipeline's own; an `AutoencoderTiny` (TAESD), about 20 times faster; "linear",
-            small pictures of one pixel a latent, for colours and smoke tests, by a matrix fitted to
-            the VAE's pictures of the first batch that comes; or any callable, which gets x0 as it is.
+        how: "vae", the pipeline's own, whose gradient takes much memory (about 22 GiB a picture of 1024
+            px in float32, 3 and what one block takes if it is `checkpointed`); an `AutoencoderTiny`
+            (TAESD), about 20 times faster with a tenth of the memory; "linear", small pictures of one
+            pixel a latent, for colours and smoke tests, by a matrix fitted to the VAE's pictures of
+            the first batch that comes; or any callable, which gets x0 as it is.
         frames: latent frames of a video to decode; None for all.
 
     Raises:
@@ -216,6 +218,33 @@ def _frames(x: Tensor) -> Tensor:
     return x.movedim(2, 1).flatten(0, 1) if x.ndim == 5 else x
 
 
+@contextmanager
+def checkpointed(decoder: nn.Module) -> Iterator[None]:
+    """Within the context, its backward computes activations again, a block at a time.
+
+    For the same gradient it keeps about a seventh of the memory. The weights do not learn meanwhile:
+    what is computed again must be what was computed. A decoder that does not know how, or whose
+    weights hooks bring and take away, is as it was.
+    """
+    if not getattr(decoder, "_supports_gradient_checkpointing", False) or hooks_of(decoder):
+        yield
+        return
+    with still(decoder), _flags_kept(decoder):
+        decoder.enable_gradient_checkpointing()
+        yield
+
+
+@contextmanager
+def _flags_kept(decoder: nn.Module) -> Iterator[None]:
+    parts = [part for part in decoder.modules() if hasattr(part, "gradient_checkpointing")]
+    flags = [part.gradient_checkpointing for part in parts]
+    try:
+        yield
+    finally:
+        for part, flag in zip(parts, flags, strict=True):
+            part.gradient_checkpointing = flag
+
+
 def _decoded(vae: Any, z: Tensor) -> Tensor:
     """Differentiable in z only."""
     with still(vae):
@@ -239,7 +268,9 @@ def _decoded_in_float32(vae: Any, z: Tensor) -> Tensor:
         vae._hf_hook.pre_forward(vae)
     call = _Decode(vae)
     weights = {name: p.detach().float() for name, p in call.named_parameters()}
-    return torch.func.functional_call(call, weights, (z.to(_device(vae), torch.float32),))
+    with _flags_kept(vae):  # computed again in the backward, it would be with the weights it has
+        vae.disable_gradient_checkpointing()
+        return torch.func.functional_call(call, weights, (z.to(_device(vae), torch.float32),))
 
 
 def _converted(vae: Any, z: Tensor) -> Tensor:

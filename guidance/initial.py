@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -49,16 +49,28 @@ def initial_noise(pipe: Any, seeds: Sequence[int], pipe_kwargs: Mapping[str, Any
 
 
 @contextmanager
-def replaced(thing: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the context, an attribute of this one instance is another."""
-    held = vars(thing).get(name)
+def replaced(thing: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Within the context, a method of this one instance is another function.
+
+    Contexts may end in any order: a newer function stays, without the one whose context is over
+    below it.
+    """
+    value.below = vars(thing).get(name)
     setattr(thing, name, value)
     try:
         yield
     finally:
-        vars(thing).pop(name, None)  # a thing that dies before its context may have lost it
-        if held is not None:
-            setattr(thing, name, held)
+        above, now = None, vars(thing).get(name)
+        while now is not None and now is not value:
+            above, now = now, getattr(now, "below", None)
+        if now is None:  # a thing that dies before its context may have lost it
+            pass
+        elif above is not None:
+            above.below = value.below
+        elif value.below is not None:
+            setattr(thing, name, value.below)
+        else:
+            vars(thing).pop(name)
 
 
 def check_deterministic(pipe: Any, pipe_kwargs: Mapping[str, Any]) -> None:

@@ -60,5 +60,26 @@ def watched_prompts(pipe: Any, tell: Callable[[list[str]], None]) -> Iterator[No
         yield
 
 
+def running_call(pipe: Any) -> dict[str, Any]:
+    """The prompt, height and width of the call of this pipeline that is under way; None for no such.
+
+    As the pipeline has completed them: neither it nor what it hands to a callback keeps them, and the
+    number of packed latents does not tell a wide picture from a high one. So they are read where they
+    are, in the frame of its `__call__`.
+
+    Raises:
+        RuntimeError: this was not called from within a call of the pipeline.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            return {name: frame.f_locals.get(name) for name in ("prompt", "height", "width")}
+        frame = frame.f_back
+    raise RuntimeError(
+        f"the call of {type(pipe).__name__} that this step is of is not found, so its prompts and size "
+        "are not known: give RewardCallback(..., pipe=pipe)"
+    )
+
+
 def texts(prompt: str | Sequence[str] | None) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt or [])

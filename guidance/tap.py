@@ -49,6 +49,7 @@ class Step:
 
 
 HELD = "_tastemaker_tap"
+OWN = "_tastemaker_own"  # of a tapped class, the one that it is made of
 TapFunction = Callable[[Step], "Tensor | None"]
 
 
@@ -81,7 +82,7 @@ def tap(
             "for exact guidance",
             stacklevel=3,
         )
-    own = type(scheduler)
+    own = getattr(type(scheduler), OWN, type(scheduler))  # a tapped one may have been its model
     scheduler.__class__ = _tapped(own)
     setattr(scheduler, HELD, _Tap(function, on_start, after))
     try:
@@ -139,7 +140,7 @@ def _tapped(own: type) -> type:
         return own.set_timesteps(self, *args, **named)
 
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
-    names |= {"step": step, "set_timesteps": set_timesteps}
+    names |= {OWN: own, "step": step, "set_timesteps": set_timesteps}
     return type(own.__name__, (own,), names)
 
 

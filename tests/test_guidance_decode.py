@@ -5,7 +5,7 @@ import tiny_pipes
 import torch
 from torch.autograd import gradcheck
 
-from tastemaker.guidance.decode import FAMILIES, Decoder, fit_rgb, spread
+from tastemaker.guidance.decode import FAMILIES, Decoder, checkpointed, fit_rgb, spread
 
 NAMES = list(tiny_pipes.BUILDERS)
 PACKED = ("Flux", "Qwen-Image")
@@ -56,6 +56,36 @@ def test_the_gradient_is_there_and_the_weights_get_none(name, pipes):
     assert (z.grad.flatten(1).norm(dim=1) > 1e-3).all()
     assert all(p.grad is None for p in vae.parameters())
     assert [p.requires_grad for p in vae.parameters()] == learning
+
+
+def kept(decoder, latents):
+    """Numbers that the forward keeps for its backward."""
+    found = {}
+
+    def pack(x):
+        found[x.data_ptr()] = x.numel()
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        pixels = decoder(latents.clone().requires_grad_())
+    assert pixels.requires_grad  # and alive, so that no memory is counted twice
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("how", ["vae", "AutoencoderTiny"])
+@pytest.mark.parametrize("name", NAMES)
+def test_with_activations_computed_again_the_gradient_is_the_same(name, how):
+    pipe = tiny_pipes.make(name)
+    module = pipe.vae if how == "vae" else tiny(pipe)
+    decoder, latents = final(pipe, name, how=module if how != "vae" else how)
+    slope, before = gradient(decoder, latents), kept(decoder, latents)
+    with checkpointed(module):
+        assert torch.equal(gradient(decoder, latents), slope)
+        after = kept(decoder, latents)
+    if module._supports_gradient_checkpointing:
+        assert after < before / 2
+    assert gradient(decoder, latents).equal(slope) and kept(decoder, latents) == before
+    assert all(p.grad is None for p in module.parameters())
 
 
 def test_frozen_weights_and_free_ones_give_the_same_gradient():
@@ -146,6 +176,9 @@ def test_a_float16_vae_that_overflows_computes_in_float32_as_the_pipeline_does()
         1
     )  # a backward pass must not need the copies' origin
     slope = gradient(decoder, latents)
+    with checkpointed(pipe.vae):  # nothing is computed again with weights of another type
+        assert torch.equal(gradient(decoder, latents), slope)
+        assert pipe.vae.is_gradient_checkpointing
     pipe.vae.float()
     torch.testing.assert_close(slope, gradient(decoder, latents))
     assert all(p is before[name] and p.grad is None for name, p in pipe.vae.named_parameters())

@@ -1,6 +1,8 @@
 """Reward guidance of real pipelines, as a context and as a callback."""
 
+import functools
 import inspect
+from contextlib import ExitStack
 
 import diffusers
 import pytest
@@ -16,6 +18,7 @@ from tastemaker.guidance import (
     search_noise,
     steer_particles,
 )
+from tastemaker.guidance.initial import replaced
 from tastemaker.guidance.pipelines import RewardCallback, reward_guidance
 from tastemaker.guidance.prompts import texts, watched_prompts
 from tastemaker.guidance.rewards import one_an_image
@@ -27,10 +30,10 @@ def red(images):
     return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
 
 
-def run(pipe, name, count=2, **more):
+def run(pipe, name, count=2, size=None, **more):
     generators = [torch.Generator().manual_seed(i) for i in range(count)]
-    arguments = {**tiny_pipes.call(name, count), "generator": generators, "output_type": "pt"}
-    output = pipe(**arguments, **more)
+    named = tiny_pipes.call(name, count, size)
+    output = pipe(**{**named, "generator": generators, "output_type": "pt"} | more)
     return output.frames if hasattr(output, "frames") else output.images
 
 
@@ -142,16 +145,43 @@ def hooked(callback):
     return dict(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
 
 
-def test_the_callback_alone_leaves_the_first_step_unguided():
-    pipe = tiny_pipes.make("SD 1.5")
-    plain = run(pipe, "SD 1.5")
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)], ids=str)  # as many latents, packed or not
+def test_the_callback_alone_leaves_the_first_step_unguided(name, size):
+    pipe = tiny_pipes.make(name)
+    plain = run(pipe, name, size=size)
     callback = RewardCallback(red, scale=0.1, window=(0, 1))
-    guided = run(pipe, "SD 1.5", **hooked(callback))
+    guided = run(pipe, name, size=size, **hooked(callback))
     assert reward(guided) > reward(plain)
     assert [row.index for row in callback.record.rows] == list(range(tiny_pipes.STEPS - 1))
-    again = run(pipe, "SD 1.5", **hooked(callback))  # the same object serves the next run
+    again = run(pipe, name, size=size, **hooked(callback))  # the same object serves the next run
     assert torch.equal(again, guided)
-    assert torch.equal(run(pipe, "SD 1.5"), plain)
+    assert torch.equal(run(pipe, name, size=size), plain)
+    after_the_first = (0, callback.record.rows[0].noise_ratio)
+    with reward_guidance(pipe, red, scale=0.1, window=after_the_first):
+        assert torch.equal(run(pipe, name, size=size), guided)
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_the_callback_alone_knows_a_size_that_the_pipeline_chose(name):
+    pipe = tiny_pipes.make(name)
+    pipe.default_sample_size = 4
+    callback = RewardCallback(red, window=(0, 1))
+    own = dict(height=None, width=2 * 4 * pipe.vae_scale_factor)
+    pictures = run(pipe, name, **own, **hooked(callback))
+    assert pictures.shape[-1] == 2 * pictures.shape[-2]
+    assert all(row.push.min() > 0 for row in callback.record.rows)
+
+
+def test_a_callback_that_no_call_of_the_pipeline_calls_is_refused_before_it_guides():
+    pipe = tiny_pipes.make("Flux")
+    run(pipe, "Flux")
+    before = state(pipe)
+    with pytest.raises(
+        RuntimeError, match=r"call of FluxPipeline .* RewardCallback\(..., pipe=pipe"
+    ):
+        RewardCallback(red)(pipe, 0, None, {})
+    assert is_itself(pipe, before)
 
 
 @pytest.mark.parametrize("armed", [True, False])
@@ -216,8 +246,9 @@ def given():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_after_a_callbacks_run_that_broke_off_everything_else_works(method):
-    """As in a notebook whose cell was interrupted and is run again."""
+@pytest.mark.parametrize("swapped", [False, True])
+def test_after_a_callbacks_run_that_broke_off_everything_else_works(method, swapped):
+    """As in a notebook whose cell was interrupted and is run again, also with a new scheduler."""
     pipe, other = tiny_pipes.make("SD 1.5"), tiny_pipes.make("SD 1.5")
 
     def interrupted(pipe, i, t, kwargs):
@@ -226,6 +257,8 @@ def test_after_a_callbacks_run_that_broke_off_everything_else_works(method):
     stale = RewardCallback(red, scale=0.2, window=(0, 1), pipe=pipe)
     with pytest.raises(KeyboardInterrupt):
         run(pipe, "SD 1.5", **hooked(interrupted))
+    if swapped:
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     assert torch.equal(METHODS[method](pipe), METHODS[method](other))
     assert not (vars(pipe).keys() & {"check_inputs", "encode_prompt", "prepare_latents"})
     stale.disarm()  # has nothing left to do
@@ -247,6 +280,80 @@ def test_another_scheduler_after_a_run_that_broke_off_is_guided_too():
     assert len(callback.record.rows) == tiny_pipes.STEPS - 1
     assert type(before) is diffusers.DDIMScheduler
     assert type(pipe.scheduler) is diffusers.EulerDiscreteScheduler
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "Flux"])
+@pytest.mark.parametrize("way", ["callback", "context"])
+def test_a_broken_run_on_another_scheduler_takes_nothing_from_the_next_guidance(name, way):
+    """That hears its prompts and its size, and leaves nothing behind."""
+    pipe, reader = tiny_pipes.make(name), Reader()
+    named = worded(pipe, name)
+    pipe(**named)
+    before = set(vars(pipe))
+
+    def breaking(pipe, i, t, kwargs):
+        raise KeyError
+
+    stale = RewardCallback(red, window=(0, 1), pipe=pipe)
+    with pytest.raises(KeyError):
+        pipe(**named, **hooked(breaking))
+    left, pipe.scheduler = pipe.scheduler, type(pipe.scheduler).from_config(pipe.scheduler.config)
+    if way == "callback":
+        pipe(**named, **hooked(RewardCallback(reader, window=(0, 1), pipe=pipe)))
+    else:
+        with reward_guidance(pipe, reader, window=(0, 1)):
+            pipe(**named)
+    assert reader.heard == [["a", "b"]] * tiny_pipes.STEPS
+    stale.disarm()  # has nothing left to do
+    assert set(vars(pipe)) == before and type(left) is type(pipe.scheduler)
+
+
+def test_replaced_methods_may_come_back_in_any_order():
+    thing = Texts()
+    own, calls = thing.prepare_latents, []
+    with ExitStack() as outer, ExitStack() as inner:
+        for stack, name in [(outer, "first"), (inner, "second"), (outer, "third")]:
+            below = thing.prepare_latents
+
+            @functools.wraps(below)
+            def method(name=name, below=below):
+                calls.append(name)
+                below()
+
+            stack.enter_context(replaced(thing, "prepare_latents", method))
+        outer.close()
+        thing.prepare_latents()
+        assert calls[0] == "second"
+    assert vars(thing) == {} and thing.prepare_latents == own
+
+
+def test_weights_and_flags_of_the_decoder_are_as_they_were():
+    def learns_and_saves(vae):
+        flags = [getattr(each, "gradient_checkpointing", None) for each in vae.modules()]
+        return [p.requires_grad for p in vae.parameters()], flags
+
+    pipe = tiny_pipes.make("SD3")
+    next(pipe.vae.parameters()).requires_grad_(False)
+    before = learns_and_saves(pipe.vae)
+    with pytest.raises(KeyError), reward_guidance(pipe, red):
+        assert pipe.vae.is_gradient_checkpointing
+        raise KeyError
+    assert learns_and_saves(pipe.vae) == before
+
+
+def test_an_option_that_there_is_not_is_told_with_the_nearest_one():
+    pipe = tiny_pipes.make("SD 1.5")
+    before = state(pipe)
+    with pytest.raises(TypeError, match=r"reward_guidance\(\) has no option windows: .* window\?"):
+        with reward_guidance(pipe, red, windows=(0, 1)):
+            pass
+    for more in ({}, dict(pipe=pipe)):  # at once, not after the first step
+        with pytest.raises(TypeError, match="heldout: did you mean held_out"):
+            RewardCallback(red, heldout=red, **more)
+    with pytest.raises(TypeError, match="no option x: there are .*stop_on_gap"):
+        RewardCallback(red, x=1)
+    assert is_itself(pipe, before)
+    RewardCallback(red, pipe=pipe, through_model=False).disarm()
 
 
 def test_a_callback_that_was_armed_for_another_pipeline_says_so():
@@ -341,8 +448,8 @@ def test_prompts_that_are_given_reach_the_scorer():
 
 
 @pytest.mark.parametrize("name", PIPES)
-@pytest.mark.parametrize("callback", [False, True])
-def test_the_pipelines_own_prompts_reach_the_scorer(name, callback):
+@pytest.mark.parametrize("way", ["context", "callback", "callback alone"])
+def test_the_pipelines_own_prompts_reach_the_scorer(name, way):
     """A list of them, and negative ones that some pipelines encode in a second call."""
     pipe, reader = tiny_pipes.make(name), Reader()
     embedded = {k: v for k, v in tiny_pipes.call(name, 2).items() if "embeds" in k}
@@ -356,9 +463,9 @@ def test_the_pipelines_own_prompts_reach_the_scorer(name, callback):
     if name in ("Flux", "Qwen-Image"):
         named["true_cfg_scale"] = 2.0
     told = encoding(pipe, name, embedded)
-    if callback:
-        named |= hooked(RewardCallback(reader, window=(0, 1), pipe=pipe))
-        pipe(**named)
+    if way != "context":
+        more = dict(pipe=pipe) if way == "callback" else {}
+        pipe(**named, **hooked(RewardCallback(reader, window=(0, 1), **more)))
     else:
         with reward_guidance(pipe, reader, window=(0, 1)):
             pipe(**named)
@@ -366,6 +473,25 @@ def test_the_pipelines_own_prompts_reach_the_scorer(name, callback):
     expected = ["a"] * pictures + ["b"] * pictures
     assert reader.heard == [expected] * len(reader.heard) and reader.heard
     assert ["c", "d"] in told  # the negative ones were encoded too
+
+
+def test_a_callback_alone_hands_on_prompts_that_are_given_and_one_that_is_a_text():
+    for given, more, heard in [("a", {}, ["a"] * 2), (["a", "b"], dict(prompts=["x"]), ["x"] * 2)]:
+        pipe, reader = tiny_pipes.make("SD 1.5"), Reader()
+        named = worded(pipe, "SD 1.5", count=1 if given == "a" else 2)
+        named |= dict(prompt=given)
+        if given == "a":
+            named |= dict(num_images_per_prompt=2, generator=None)
+        pipe(**named, **hooked(RewardCallback(reader, window=(0, 1), **more)))
+        assert reader.heard == [heard] * (tiny_pipes.STEPS - 1)
+
+
+def worded(pipe, name, count=2):
+    """What to call the pipeline with: "a" and "b", which it is taught to encode."""
+    given = tiny_pipes.call(name, count)
+    encoding(pipe, name, {k: v for k, v in given.items() if "embeds" in k})
+    named = {k: v for k, v in given.items() if "embeds" not in k}
+    return named | dict(prompt=["a", "b"][:count], output_type="latent")
 
 
 def encoding(pipe, name, embedded):
