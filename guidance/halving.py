@@ -57,7 +57,7 @@ def check_cuts(cuts: Sequence[Cut | tuple[float, float]]) -> list[Cut]:
         found = [Cut(*cut) for cut in cuts]
     except TypeError:
         raise ValueError(
-            f'prune is "halving", cuts [(after, keep), ...] or a calibration\'s .cuts, got {cuts!r}'
+            f'prune is "halving", cuts [(after, keep), ...] or a calibration, got {cuts!r}'
         ) from None
     flat = [value for cut in found for value in cut]
     ordered = all(a.after < b.after and a.keep > b.keep for a, b in pairwise(found))
@@ -148,9 +148,10 @@ class Halving:
             return
         self.due = placed(self.cuts, steps)
         if len(self.due) < len(self.cuts):
+            done = ", ".join(str(index + 1) for index in self.due)
             warnings.warn(
-                f"{len(self.cuts)} cuts do not fit into {steps} steps: pruned after "
-                f"{', '.join(str(index + 1) for index in self.due) or 'none of them'}",
+                f"{len(self.cuts)} cuts do not fit into {steps} steps: "
+                + (f"pruned after steps {done}" if done else "nothing is pruned"),
                 stacklevel=2,
             )
 

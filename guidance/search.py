@@ -80,6 +80,7 @@ def best_of_n(
         NotImplementedError: with `prune`, naming a scheduler or pipeline that cannot be pruned.
         TypeError, ValueError: naming the argument. A candidate whose score is NaN is never kept;
             ValueError if none has a score.
+        RuntimeError: with `prune`, the pipeline was interrupted (`pipe._interrupt`).
     """
     prune = getattr(prune, "cuts", prune)  # a calibration's
     check_pipeline(pipe, scheduler=bool(prune))
