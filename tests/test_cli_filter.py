@@ -380,7 +380,7 @@ def test_a_killed_move_is_finished_by_the_same_command(run, tmp_path):
     process.communicate()
     assert sorted(tree(tmp_path).values()) == contents
     assert 10 <= len(names(tmp_path / "r")) < 180
-    there = len(names(tmp_path / "in"))
+    there = len(names(tmp_path / "in")) - 20  # are kept
     assert f"moved: {there} of 180 files" in run(*command).stdout
     assert len(names(tmp_path / "r")) == 180
     assert sorted(tree(tmp_path).values()) == contents

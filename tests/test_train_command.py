@@ -203,7 +203,9 @@ def test_held_out_ties_are_said_to_be_ties(run, pictures, tmp_path, full):
 
 
 def test_ties_are_counted_apart(run, pictures, tmp_path):
-    some = Comparisons.of([*compared(pictures).rows(), *compared(pictures, 6, p=0.5, seed=1).rows()])
+    some = Comparisons.of(
+        [*compared(pictures).rows(), *compared(pictures, 6, p=0.5, seed=1).rows()]
+    )
     write_comparisons(tmp_path / "p.csv", some)
     how = ("--no-robust", "--test-fraction", 0, "--out", tmp_path / "taste")
     found = run("train", tmp_path / "p.csv", *how).stdout
