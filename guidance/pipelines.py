@@ -97,6 +97,7 @@ def _guided(pipe: Any, guide: Guide, through_model: bool = False) -> Iterator[No
     with ExitStack() as stack:
         if isinstance(module, nn.Module):
             check_decoder(module)
+        if how == "vae":  # a tiny autoencoder keeps little, and time is what it is for
             stack.enter_context(checkpointed(module))
         stack.enter_context(guide.decode.watching())
         if guide.prompts is None:
