@@ -33,6 +33,27 @@ def refuse_among_pictures(paths: Iterable[str | os.PathLike], out: Path, what: s
             )
 
 
+def refuse_over_pictures(paths: Iterable[str | os.PathLike], out: Path) -> None:
+    """For an output that is there already: as `refuse_among_pictures`, where it would be one of them.
+
+    Raises:
+        click.ClickException: it is among `paths`, in no folder of our own output.
+    """
+    from .files import MARKER
+
+    if not out.exists() or (out.parent / MARKER).exists():
+        return
+    for path in _each(paths):
+        inside = os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(
+            os.path.realpath(path)
+        )
+        if inside or os.path.exists(path) and os.path.samefile(path, out):
+            raise click.ClickException(
+                f"{click.format_filename(out)} is there already, among the pictures to rank: it is not "
+                "written over, name another file"
+            )
+
+
 def refuse_foreign(out: Path, kind: str, is_ours: Callable[[Path], bool]) -> None:
     """For an output, before any work: what is there already is replaced only if it is of its kind.
 

@@ -35,12 +35,12 @@ def check_suffix(path: Path) -> None:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table of scores, by its first row."""
+    """Whether a file is a table that `write_table` wrote, by its first row."""
     try:
-        next(read_table(path), None)
+        row = next(read_table(path), {})
     except (ValueError, OSError):
         return False
-    return True
+    return set(COLUMNS) <= row.keys()
 
 
 def export_rows(rows: Iterable[Row], name: str, fingerprint_id: str) -> Iterator[tuple]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from .beside import known_later, refuse_among_pictures
+from .beside import known_later, refuse_among_pictures, refuse_over_pictures
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def command(
     used = out in (sheet.parent, report.parent)
     _check_outputs(source.paths, out, sheet, report)
     by_default = used and not given
-    if by_default:
-        refuse_among_pictures(source.paths, out, "the report")
+    sheets = [sheet, _worst(sheet)] if worst else [sheet]
+    _check_places(source.paths, sheets, out if by_default else None)
 
     from ..report.page import is_listable
     from .scoring import scores_of  # imports torch, so only when there is something to do
@@ -87,9 +86,8 @@ def command(
         retry_errors=source.retry_errors,
         exclude=[out],
     )
-    _refuse_pictures(scores.rows, sheet, _worst(sheet), report)
-    if by_default and known_later(source.paths):
-        refuse_among_pictures((row.path for row in scores.rows), out, "the report")
+    if known_later(source.paths):
+        _check_places([row.path for row in scores.rows], sheets, out if by_default else None)
     title = title or _title(source)
     own = out if used else None
     ranked = publish(scores, title, sheet, report, top=top, worst=worst, limit=limit, own=own)
@@ -183,14 +181,12 @@ def _check_outputs(paths: Sequence[str], out: Path, sheet: Path, report: Path) -
         )
 
 
-def _refuse_pictures(rows: Sequence[Row], *outputs: Path) -> None:
-    """Raises click.ClickException where a picture that was ranked would be written over."""
-    there = {output.name: output for output in outputs if output.exists()}
-    for path in (row.path for row in rows if row.path.name in there):
-        if path.exists() and os.path.samefile(path, there[path.name]):
-            raise click.ClickException(
-                f"{path} is to be ranked, not written over: name another file"
-            )
+def _check_places(paths: Sequence[str | Path], sheets: Sequence[Path], out: Path | None) -> None:
+    """Raises click.ClickException where pictures would be written over; or, by default, beside them."""
+    if out:
+        refuse_among_pictures(paths, out, "the report")
+    for sheet in sheets:
+        refuse_over_pictures(paths, sheet)
 
 
 def _worst(sheet: Path) -> Path:

@@ -234,15 +234,20 @@ def checkpointed(decoder: nn.Module) -> Iterator[None]:
         yield
 
 
+FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func")  # whether, and by which function
+
+
 @contextmanager
 def _flags_kept(decoder: nn.Module) -> Iterator[None]:
-    parts = [part for part in decoder.modules() if hasattr(part, "gradient_checkpointing")]
-    flags = [part.gradient_checkpointing for part in parts]
+    parts = [part for part in decoder.modules() if hasattr(part, FLAGS[0])]
+    kept = [{name: vars(part)[name] for name in FLAGS if name in vars(part)} for part in parts]
     try:
         yield
     finally:
-        for part, flag in zip(parts, flags, strict=True):
-            part.gradient_checkpointing = flag
+        for part, values in zip(parts, kept, strict=True):
+            for name in FLAGS:
+                vars(part).pop(name, None)
+            vars(part).update(values)
 
 
 def _decoded(vae: Any, z: Tensor) -> Tensor:
@@ -269,7 +274,9 @@ def _decoded_in_float32(vae: Any, z: Tensor) -> Tensor:
     call = _Decode(vae)
     weights = {name: p.detach().float() for name, p in call.named_parameters()}
     with _flags_kept(vae):  # computed again in the backward, it would be with the weights it has
-        vae.disable_gradient_checkpointing()
+        for part in vae.modules():
+            if hasattr(part, FLAGS[0]):
+                part.gradient_checkpointing = False
         return torch.func.functional_call(call, weights, (z.to(_device(vae), torch.float32),))
 
 

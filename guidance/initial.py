@@ -52,8 +52,8 @@ def initial_noise(pipe: Any, seeds: Sequence[int], pipe_kwargs: Mapping[str, Any
 def replaced(thing: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
     """Within the context, a method of this one instance is another function.
 
-    Contexts may end in any order: a newer function stays, without the one whose context is over
-    below it.
+    Contexts may end in any order. A newer function stays; it may still call the one below it, whose
+    context is over, but that one does not come back when the newer ends.
     """
     value.below = vars(thing).get(name)
     setattr(thing, name, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ def reward_guidance(
             callable; see `Decoder`. The gradient through a VAE takes the most memory: those of SD, SDXL,
             SD3, Flux and Z-Image compute activations again in the backward (about 3 GiB a picture of
             1024 px and what one block takes, instead of 22), unless they are offloaded or SDXL's
-            in float16; those of Qwen-Image and Wan cannot. Where it is too much, an AutoencoderTiny.
+            in float16; those of Qwen-Image and Wan cannot. Where it is too much: an AutoencoderTiny, or "linear".
         prompts: for scorers that read them, one an image, or one for as many in a row; by default
             those that the pipeline gets.
         through_model: experimental. Guides by the gradient of the reward through the denoiser and its
@@ -67,7 +67,7 @@ def reward_guidance(
             `through_model`, also offloaded or cached weights.
         TypeError: an option that there is not.
     """
-    check_options(options)
+    check_options(options, reward_guidance)
     guide = _guide(pipe, scorer, scale, decode, prompts=prompts, **options)
     with _guided(pipe, guide, through_model):
         yield guide.record
@@ -82,7 +82,10 @@ def _guide(pipe: Any, scorer: Scorers, scale: float, decode: Any = "vae", **opti
 
 
 def _tell(guide: Guide, call: dict[str, Any]) -> None:
-    """What a guide would have heard, had it been there when the run began."""
+    """What a guide would have heard, had it been there when the run began.
+
+    Only packed latents need the size, and it is pixels there (SD 3 goes on with that of latents).
+    """
     if None not in (size := (call["height"], call["width"])):
         guide.decode.size = size
     if guide.prompts is None:
@@ -111,15 +114,15 @@ def _guided(pipe: Any, guide: Guide, through_model: bool = False) -> Iterator[No
         yield
 
 
-def check_options(options: Iterable[str]) -> None:
-    """Raises TypeError, with the nearest one, for what is no option of `reward_guidance`."""
-    own = set(inspect.signature(reward_guidance).parameters) - {"options"}
-    known = sorted(own | set(inspect.signature(Guide).parameters) - INNER)
+def check_options(options: Iterable[str], of: Callable[..., Any]) -> None:
+    """Raises TypeError, with the nearest one, for what is no option of `reward_guidance`, or the callback."""
+    own = set(inspect.signature(of).parameters) - {"options"}
+    known = sorted(own | {"decode"} | set(inspect.signature(Guide).parameters) - INNER)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise TypeError(f"reward_guidance() has no option {name}: {there}")
+            raise TypeError(f"{of.__name__}() has no option {name}: {there}")
 
 
 def _release(pipe: Any) -> None:
@@ -138,6 +141,7 @@ class RewardCallback:
     It disarms the pipeline after the last step; after a run that broke off, when the next one begins. A
     callback is called for the first time when the first step is over, so that step is guided only in
     the run that it was armed for before, by `pipe`. Height, width and prompts it knows either way.
+    Pipelines that share a VAE or a scheduler are guided one after the other.
 
     Args:
         pipe: arms it for its next run, first step included.
@@ -153,7 +157,7 @@ class RewardCallback:
     def __init__(self, scorer: Scorers, scale: float = 0.1, *, pipe: Any = None, **options: Any):
         if options.pop("through_model", False):
             raise ValueError("through_model=True takes the context: with reward_guidance(...)")
-        check_options(options)
+        check_options(options, RewardCallback)
         self._arguments = dict(scorer=scorer, scale=scale, **options)
         self._open: ExitStack | None = None
         self._pipe: Any = None  # that is armed

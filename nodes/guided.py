@@ -91,7 +91,7 @@ class Guided:
         try:
             samples = executor(noise, *args, **named)
         finally:
-            self._guide = None
+            self._guide = self._living = None
         self.runs.keep(samples, guide.record)
         return samples
 

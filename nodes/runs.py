@@ -35,7 +35,7 @@ class Runs:
 
 def _all_of(samples: Tensor, made: Tensor) -> bool:
     """Whether each of the samples [K, ...] is among those made [N, ...]."""
-    if made.shape[1:] != samples.shape[1:]:
+    if not len(samples) or made.shape[1:] != samples.shape[1:]:
         return False
     made = made.to(samples)
     return all(any(torch.equal(one, other) for other in made) for one in samples)

@@ -26,6 +26,7 @@ ANSWERED = "left,right,p\nin/0.png,in/1.png,1\n"
         ("conf.json", '{"name": "mine"}', ["calibrate", "--scorer", "nano", "--out"]),
         ("p.csv", ANSWERED, ["choose", "--per-image", "1", "--out"]),
         ("list.csv", "in/0.png\nin/1.png\n", ["score", "--export"]),
+        ("r.csv", "path,score\nin/0.png,3.5\n", ["score", "--export"]),  # ratings
         ("mine.jsonl", '{"name": "mine"}\n', ["score", "--export"]),
         ("p.csv", ANSWERED, ["tag", "--export"]),
     ],
@@ -60,15 +61,25 @@ def test_its_own_is_replaced(run, pictures, monkeypatch, name, command):
 def test_a_picture_is_not_written_over_by_the_sheet_of_its_ranking(run, pictures):
     picture = pictures / "3.png"
     before = picture.read_bytes()
-    assert "3.png is to be ranked, not written over" in run.error(
+    assert "3.png is there already, among the pictures to rank" in run.error(
         "rank", pictures, "--sheet", picture, "--report", pictures.parent / "r.html"
     )
     link = pictures.parent / "elsewhere"
     link.symlink_to(pictures)
     worst = ["rank", pictures, "--sheet", link / "s.png", "--report", pictures.parent / "r.html"]
     staircase(pictures, 1)[0].rename(pictures / "s-worst.png")
-    assert "s-worst.png is to be ranked" in run.error(*worst, "--worst", 2)
+    assert "s-worst.png is there already, among" in run.error(*worst, "--worst", 2)
     assert picture.read_bytes() == before and not (pictures / "s.png").exists()
+    assert not run.loaded, "told before the scoring"
+    lines = "\n".join(map(str, sorted(pictures.iterdir())))
+    listed = ["rank", "-", *worst[2:], "--worst", 2]
+    assert "s-worst.png is there already, among" in run(*listed, code=1, input=lines).stderr
+    run(*worst)  # writes no sheet of the worst
+
+
+def test_a_folder_of_reports_among_the_pictures_is_written_again(run, pictures):
+    for _ in range(2):
+        run("rank", pictures, "--out", pictures / "report")
 
 
 @pytest.mark.parametrize("command", [["rank"], ["filter", "--top-k", "1"], ["tag"]])
