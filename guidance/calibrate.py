@@ -16,7 +16,7 @@ from .. import ranking
 from .decode import Decoder
 from .halving import Cut
 from .rewards import Scorers, rate, weighted
-from .sampling import check_pipeline, one_prompt_each, prompts_of, sample
+from .sampling import check_pipeline, sample, searches
 from .search import combine
 from .tap import Step, release, tap
 
@@ -84,12 +84,12 @@ def calibrate_pruning(
     release(pipe.scheduler)
     scorers = weighted(scorer)
     decoder = Decoder(pipe, decode)
-    runs = one_prompt_each(pipe_kwargs)
+    runs = searches(pipe_kwargs, prompts)
     bar = tqdm(total=candidates * len(runs), desc="calibrate pruning", disable=not progress)
     weights = [weight for _, weight in scorers]
     tables, ratios = [], []
     with bar, decoder.watching():
-        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+        for kwargs, prompt in runs:
             seeds = range(seed, seed + candidates)
             parts = []
             for start in range(0, candidates, batch_size):

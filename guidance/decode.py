@@ -20,6 +20,7 @@ from .initial import replaced
 from .offload import hooks_of, still
 
 Size = tuple[int, int]  # (height, width) in pixels
+FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func")  # whether, and by which function
 
 
 def _as_it_is(x0: Tensor, size: Size | None, pipe: Any) -> Tensor:
@@ -125,6 +126,7 @@ class Decoder:
     ):
         if frames is not None and frames < 1:
             raise ValueError(f"frames must be at least 1, or None for all, got {frames}")
+        check_decode(how)
         self.pipe, self.how, self.frames = pipe, how, frames
         self.size: Size | None = None  # (height, width) of the run in pixels
         self._rgb: Tensor | None = None
@@ -135,10 +137,8 @@ class Decoder:
         """From latents to pictures [N, 3, H, W]; None where a callable does it all."""
         if type(self.how).__name__ == "AutoencoderTiny":
             return self._tiny
-        if isinstance(self.how, str) and self.how in ("vae", "linear"):
+        if isinstance(self.how, str):
             return self._full if self.how == "vae" else self._linear
-        if not callable(self.how):
-            raise ValueError(f'how must be "vae", "linear" or a callable, got {self.how!r}')
         return None
 
     def __call__(self, x0: Tensor) -> Tensor:
@@ -194,6 +194,14 @@ class Decoder:
         return torch.einsum("nchw,cd->ndhw", _frames(z), rgb[:-1]) + rgb[-1].view(3, 1, 1)
 
 
+def check_decode(how: Any) -> None:
+    """Raises ValueError for a way to decode that there is not."""
+    if how not in ("vae", "linear") if isinstance(how, str) else not callable(how):
+        raise ValueError(
+            f'decode is "vae", "linear", an AutoencoderTiny or a callable, got {how!r}'
+        )
+
+
 def spread(z: Tensor, frames: int) -> Tensor:
     """[B, C, F, h, w] -> T <= `frames` evenly spread ones, each a clip of one: [B*T, C, 1, h, w]."""
     count = z.shape[2]
@@ -234,15 +242,13 @@ def checkpointed(decoder: nn.Module) -> Iterator[None]:
         yield
 
 
-FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func")  # whether, and by which function
-
-
 @contextmanager
-def _flags_kept(decoder: nn.Module) -> Iterator[None]:
+def _flags_kept(decoder: nn.Module) -> Iterator[list[nn.Module]]:
+    """After the context, its parts that can be checkpointed are as they were before."""
     parts = [part for part in decoder.modules() if hasattr(part, FLAGS[0])]
     kept = [{name: vars(part)[name] for name in FLAGS if name in vars(part)} for part in parts]
     try:
-        yield
+        yield parts
     finally:
         for part, values in zip(parts, kept, strict=True):
             for name in FLAGS:
@@ -273,10 +279,10 @@ def _decoded_in_float32(vae: Any, z: Tensor) -> Tensor:
         vae._hf_hook.pre_forward(vae)
     call = _Decode(vae)
     weights = {name: p.detach().float() for name, p in call.named_parameters()}
-    with _flags_kept(vae):  # computed again in the backward, it would be with the weights it has
-        for part in vae.modules():
-            if hasattr(part, FLAGS[0]):
-                part.gradient_checkpointing = False
+    # Computed again in the backward, it would be with the weights it has.
+    with _flags_kept(vae) as parts:
+        for part in parts:
+            part.gradient_checkpointing = False
         return torch.func.functional_call(call, weights, (z.to(_device(vae), torch.float32),))
 
 

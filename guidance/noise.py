@@ -22,7 +22,7 @@ from .initial import check_deterministic, initial_noise, row
 from .offload import LAYERS, check_hooks
 from .record import Record, SearchResult
 from .rewards import Scorer, Scorers, weighted
-from .sampling import check_batch_size, check_pipeline, numbered, one_prompt_each, prompts_of
+from .sampling import check_batch_size, check_pipeline, numbered, searches
 from .search import Search
 
 METHODS = ("zero-order", "random")
@@ -86,11 +86,11 @@ def search_noise(
     if not 0 < reach <= 1:
         raise ValueError(f"reach must be in (0, 1], got {reach}")
     check_batch_size(batch_size)
-    runs, scorers, found = one_prompt_each(pipe_kwargs), weighted(scorer), []
+    runs, scorers, found = searches(pipe_kwargs, prompts), weighted(scorer), []
     record = Record(across="round")
     bar = tqdm(total=count * len(runs), desc="noises", unit="image", disable=not progress)
     with bar:
-        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+        for kwargs, prompt in runs:
             check_deterministic(pipe, kwargs)
             search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
             around = reach if method == "zero-order" else 1.0
@@ -182,13 +182,13 @@ def optimize_noise(
         raise ValueError(f"iterations >= 0 and a seed: iterations={iterations}, seeds={seeds}")
     if not lr >= 0 or not 0 <= regulariser <= 1:
         raise ValueError(f"lr >= 0 and regulariser in [0, 1]: lr={lr}, regulariser={regulariser}")
-    runs, scorers, found = one_prompt_each(pipe_kwargs), weighted(scorer), []
+    runs, scorers, found = searches(pipe_kwargs, prompts), weighted(scorer), []
     record = Record(across="iteration")
     total = len(seeds) * len(runs) * (iterations + 1)
     bar = tqdm(total=total, desc="noise", unit="run", disable=not progress)
     with bar, ExitStack() as stack:
         stack.enter_context(frozen(pipe, checkpointing))
-        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+        for kwargs, prompt in runs:
             check_deterministic(pipe, kwargs)
             search = Search(pipe, scorers, held_out, kwargs, prompt, 1, record, bar)
             # A backward is two calls, what checkpointing computes again is one.

@@ -30,9 +30,8 @@ from .sampling import (
     check_batch_size,
     check_pipeline,
     numbered,
-    one_prompt_each,
-    prompts_of,
     sample,
+    searches,
 )
 from .schedulers import Level, adds_noise, level
 from .search import Search, candidates
@@ -110,12 +109,12 @@ def steer_particles(
     check_options(lam, eta, at, ess, potential)
     batch_size = n if batch_size is None else batch_size
     check_batch_size(batch_size)
-    runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
+    runs, scorers, record = searches(pipe_kwargs, prompts), weighted(scorer), Record()
     if eta is None:
         eta = 0.0 if adds_noise(pipe.scheduler, pipe_kwargs) else ETA
     found = []
     with tqdm(total=n * len(runs), desc="particles", unit="image", disable=not progress) as bar:
-        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+        for kwargs, prompt in runs:
             search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
 
             def particles(search: Search = search) -> Particles:

@@ -117,7 +117,7 @@ def _guided(pipe: Any, guide: Guide, through_model: bool = False) -> Iterator[No
 def check_options(options: Iterable[str], of: Callable[..., Any]) -> None:
     """Raises TypeError, with the nearest one, for what is no option of `reward_guidance`, or the callback."""
     own = set(inspect.signature(of).parameters) - {"options"}
-    known = sorted(own | {"decode"} | set(inspect.signature(Guide).parameters) - INNER)
+    known = sorted(own | set(inspect.signature(Guide).parameters) - INNER)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -151,6 +151,14 @@ def one_prompt_each(pipe_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{name: of(i, name, value) for name, value in pipe_kwargs.items()} for i in range(count)]
 
 
+def searches(
+    pipe_kwargs: Mapping[str, Any], prompts: str | Sequence[str] | None
+) -> list[tuple[dict[str, Any], str | None]]:
+    """Of each prompt's search the pipeline's arguments, and what scorers read; raises as both parts."""
+    runs = one_prompt_each(pipe_kwargs)
+    return list(zip(runs, prompts_of(runs, prompts), strict=True))
+
+
 def prompts_of(
     runs: Sequence[Mapping[str, Any]], prompts: str | Sequence[str] | None
 ) -> list[str | None]:

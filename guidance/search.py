@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .. import ranking
 from ..scorers.stream import out_of_memory
+from .decode import check_decode
 from .halving import Candidate, Cut, Halving, check_cuts, halving_cuts
 from .record import Record, Row, SearchResult
 from .rewards import Scorer, Scorers, check_scorer, rate, weighted
@@ -20,9 +21,8 @@ from .sampling import (
     check_batch_size,
     check_pipeline,
     numbered,
-    one_prompt_each,
-    prompts_of,
     sample,
+    searches,
     to_pil,
 )
 from .tap import release
@@ -84,30 +84,22 @@ def best_of_n(
     """
     prune = getattr(prune, "cuts", prune)  # a calibration's
     check_pipeline(pipe, scheduler=bool(prune))
-    check_decode(decode)
+    check_decode(decode)  # also where nothing is pruned, and nothing decoded by it
     seeds = numbered(seeds, n)
     if not 1 <= keep <= n or len(seeds) != n:
         raise ValueError(f"n seeds and 1 <= keep <= n: n={n}, keep={keep}, {len(seeds)} seeds")
     check_batch_size(batch_size)
     cuts = check_cuts(halving_cuts(n, keep) if prune == "halving" else prune or ())
-    runs, scorers, record = one_prompt_each(pipe_kwargs), weighted(scorer), Record()
+    runs, scorers, record = searches(pipe_kwargs, prompts), weighted(scorer), Record()
     bar = tqdm(total=n * len(runs), desc=f"best of {n}", unit="image", disable=not progress)
     found = []
     with bar:
-        for kwargs, prompt in zip(runs, prompts_of(runs, prompts), strict=True):
+        for kwargs, prompt in runs:
             search = Search(pipe, scorers, held_out, kwargs, prompt, batch_size, record, bar)
             judged = search.pruned(seeds, keep, cuts, decode) if cuts else search.all(seeds)
             found.append(search.best(judged, seeds, keep))
             batch_size = search.batch_size
     return SearchResult.join(found, record)
-
-
-def check_decode(decode: Any) -> None:
-    """Raises ValueError for a way to decode that there is not, also where nothing is decoded by it."""
-    if decode not in ("vae", "linear") if isinstance(decode, str) else not callable(decode):
-        raise ValueError(
-            f'decode is "vae", "linear", an AutoencoderTiny or a callable, got {decode!r}'
-        )
 
 
 class Judged(NamedTuple):

@@ -50,7 +50,7 @@ class Guided:
         self.runs = Runs()
         # Of the run in progress:
         self._guide: Guide | None = None
-        self._living: Living
+        self._living: Living | None = None
         self._rows: list[int]  # that were guided last
 
     def patch(self, model: Any) -> Any:
