@@ -217,7 +217,7 @@ def _better_at_few(c: Curves) -> list[str]:
         f"{k} {_said(*mean_and_interval(v), '+')}" for k, v in zip(tastes.TASTES, d.T, strict=True)
     )
     mean, half = mean_and_interval(d.mean(1))
-    surely = [mean_and_interval(v)[0] - mean_and_interval(v)[1] > 0 for v in d.T]
+    surely = [m > h for m, h in map(mean_and_interval, d.T)]
     met = "yes" if mean - half > 0 else f"no: for {sum(surely)} of 3 tastes"
     found = f"mean over those counts: {_said(mean, half, '+')} ({each})"
     return ["with the base better at 200 or fewer", found, met]

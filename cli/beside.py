@@ -43,11 +43,13 @@ def refuse_over_pictures(paths: Iterable[str | os.PathLike], out: Path) -> None:
 
     if not out.exists() or (out.parent / MARKER).exists():
         return
+    place = Path(os.path.realpath(out))
     for path in _each(paths):
-        inside = os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(
-            os.path.realpath(path)
-        )
-        if inside or os.path.exists(path) and os.path.samefile(path, out):
+        if os.path.isdir(path):
+            among = place.is_relative_to(os.path.realpath(path))
+        else:
+            among = os.path.exists(path) and os.path.samefile(path, place)
+        if among:
             raise click.ClickException(
                 f"{click.format_filename(out)} is there already, among the pictures to rank: it is not "
                 "written over, name another file"
