@@ -94,6 +94,7 @@ class Halving:
             ranks, which only the whole set has.
         decode: how x0 becomes pixels at a cut; see `Decoder`.
         least: candidates that are never dropped.
+        watched: the last of `rate`'s scores is a held-out one: recorded, but no part of the choice.
         ended: called with the number of candidates that were dropped, or came to their end.
     """
 
@@ -109,12 +110,14 @@ class Halving:
         batch_size: int,
         decode: Any = "vae",
         least: int = 1,
+        watched: bool = False,
         ended: Callable[[int], object] = lambda count: None,
     ):
         check_prunable(pipe, pipe_kwargs)
         self.pipe, self.seeds, self.pipe_kwargs = pipe, list(seeds), pipe_kwargs
         self.cuts, self.decode, self.least = list(cuts), decode, least
         self.rate, self.combine, self.ended = rate, combine, ended
+        self.watched = watched
         self.calls = 0  # of the denoiser, times candidates
         self.survivors: list[list[int]] = []  # after each cut
         self.rows: list[Row] = []  # one a cut
@@ -131,9 +134,11 @@ class Halving:
             try:
                 told = {lane: self._turn(lane, None) for lane in self.lanes}
                 for cut in self.due.values():
-                    scores = self.combine(torch.cat(list(told.values()), 1))
+                    table = torch.cat(list(told.values()), 1)
+                    table, held_out = (table[:-1], table[-1]) if self.watched else (table, None)
+                    scores = self.combine(table)
                     kept = self._choose(told, scores, cut)
-                    self._record(told, scores, kept)
+                    self._record(told, scores, held_out, kept)
                     told = {lane: self._turn(lane, local) for lane, local in kept.items() if local}
             finally:
                 for lane in self.lanes:
@@ -156,14 +161,18 @@ class Halving:
             )
 
     def _record(
-        self, told: dict[Lane, Tensor], scores: Tensor, kept: dict[Lane, list[int]]
+        self,
+        told: dict[Lane, Tensor],
+        scores: Tensor,
+        held_out: Tensor | None,
+        kept: dict[Lane, list[int]],
     ) -> None:
         numbers = sorted(n for lane in kept for n in lane.numbers(kept[lane]))
         self.survivors.append(numbers)
         self.ended(len(scores) - len(numbers))
         step = next(iter(told)).step
         left = len(numbers) / len(self.seeds)
-        self.rows.append(Row(step.index, step.sigma, step.noise_ratio, scores, left=left))
+        self.rows.append(Row(step.index, step.sigma, step.noise_ratio, scores, held_out, left=left))
 
     def _turn(self, lane: Lane, local: list[int] | None) -> Any:
         """Lets one batch run up to its next cut or its end; what it says there."""

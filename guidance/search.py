@@ -143,10 +143,12 @@ class Search:
         before = self.bar.n
         while True:
             halving = Halving(
-                *(self.pipe, seeds, self.kwargs, cuts, self.table, self.combined),
-                **dict(
-                    batch_size=self.batch_size, decode=decode, least=keep, ended=self.bar.update
-                ),
+                *(self.pipe, seeds, self.kwargs, cuts, self.previewed, self.combined),
+                batch_size=self.batch_size,
+                decode=decode,
+                least=keep,
+                watched=self.held_out is not None,
+                ended=self.bar.update,
             )
             try:
                 found = halving.run()
@@ -243,6 +245,11 @@ class Search:
     def table(self, pixels: Tensor) -> Tensor:
         """What each of the scorers says of a batch, [S, B] on the CPU."""
         return self.rate(pixels, [scorer for scorer, _ in self.scorers])
+
+    def previewed(self, pixels: Tensor) -> Tensor:
+        """`table` of forming pictures, with the held-out scorer's row last where there is one."""
+        held_out = [] if self.held_out is None else [self.held_out]
+        return self.rate(pixels, [*(scorer for scorer, _ in self.scorers), *held_out])
 
     def combined(self, table: Tensor) -> Tensor:
         """One score a candidate, [N], of the scorers' [S, N] of all candidates."""

@@ -49,6 +49,21 @@ def test_survivors_equal_a_run_of_their_own(name, batch_size):
     torch.testing.assert_close(result.scores, alone.scores[order], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_the_held_out_scorer_is_recorded_at_every_cut_and_has_no_say(batch_size):
+    plain = search("SD 1.5", batch_size=batch_size)
+    watched = search("SD 1.5", batch_size=batch_size, held_out=lambda x: 1 - 2 * red(x))
+    assert watched.record.survivors == plain.record.survivors and watched.seeds == plain.seeds
+    assert [row.held_out for row in plain.record.rows] == [None] * 3
+    rows = watched.record.rows
+    assert [len(row.held_out) for row in rows] == [8, 4, 2]
+    for row, other in zip(rows, plain.record.rows, strict=True):
+        assert torch.equal(row.reward, other.reward)
+        torch.testing.assert_close(row.held_out, 1 - 2 * row.reward)
+    assert watched.record.scorer_calls == 2 * plain.record.scorer_calls
+    assert watched.record.plot().size == plain.record.plot().size
+
+
 SCHEDULERS = {
     "DDIM": (diffusers.DDIMScheduler, dict(clip_sample=False)),
     "Euler": (diffusers.EulerDiscreteScheduler, {}),
