@@ -127,6 +127,9 @@ class Scorer(nn.Module):
     kernels = (
         "torch"  # what computes the scores, where that can change them: part of the fingerprint
     )
+    # [D, K], a root of the covariance of what people's tastes weigh the embedding by, in any unit: what
+    # `preferences.train` knows of a taste before the first comparison. None where nobody measured it.
+    head_prior: Tensor | None = None
     _card: ScorerCard
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:

@@ -81,6 +81,10 @@ class PersonalScorer(Scorer):
         return self.base.embed(images)
 
     @property
+    def head_prior(self) -> Tensor | None:
+        return self.base.head_prior
+
+    @property
     def gradient_checkpointing(self) -> bool:
         """The base's: less memory in the backward pass, more time. AttributeError if it has none."""
         return self.base.gradient_checkpointing

@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from dataclasses import asdict
+from math import nan
 from random import Random
 
 import numpy as np
@@ -16,8 +17,9 @@ from tastemaker.scorers import load_scorer
 from tastemaker.scorers.checkpoint import read_weights, write_checkpoint
 from tastemaker.scorers.corruptions import CORRUPTIONS, NotCompressible, blur, low_resolution, noise
 from tastemaker.scorers.nano import WEIGHTS, NanoScorer
+from tastemaker.training.head_prior import Settings as PriorSettings
 from tastemaker.training.judging import as_tensor, judge
-from tastemaker.training.nano import TRAINED_ON, Settings, trained_on
+from tastemaker.training.nano import TRAINED_ON, Settings, coarse_noise, trained_on
 from tastemaker.training.pictures import Picture, related, split, unseen, usable_pictures
 
 # Share of pairs in which the original must score higher.
@@ -76,6 +78,16 @@ def test_the_weights_name_the_pictures_they_have_seen():
         metadata = file.metadata()
     assert metadata["pictures"] == hashlib.sha256(TRAINED_ON.read_bytes()).hexdigest()
     assert json.loads(metadata["settings"]) == asdict(Settings())  # the script that made them
+
+
+def test_what_is_known_of_tastes_lies_beside_the_weights_and_is_of_them(scorer):
+    with safe_open(WEIGHTS, framework="pt") as file:
+        metadata = file.metadata()
+    # `training.nano` writes weights without a prior: one that is there was made after them.
+    assert json.loads(metadata["head_prior"]) == json.loads(json.dumps(asdict(PriorSettings())))
+    prior = scorer.head_prior
+    assert len(prior) == 128 and prior.isfinite().all()
+    assert load_scorer("nano", device="cpu").card.fingerprint == scorer.card.fingerprint
 
 
 # --- the contract
@@ -255,6 +267,18 @@ def test_originals_above_corrupted_copies_of_some_pictures(scorer, some):
     assert len(won) >= 3.5 * len(some) and np.mean(won) >= 0.99
 
 
+@pytest.mark.parametrize("scale", [0.2, 0.5])
+def test_noise_that_was_enlarged_is_noise(scorer, some, scale):
+    """As a noisy picture's is, once it was upscaled: neighbouring pixels are off alike."""
+    for picture in some:
+        drops = []
+        for sigma in (6, 15):
+            args = Random(picture.name), sigma, scale, Image.BICUBIC
+            noisy = np.array(coarse_noise(picture.image, *args))
+            drops.append(score(scorer, picture.pixels) - score(scorer, noisy))
+        assert 0.3 < drops[0] < drops[1], (picture.name, drops)
+
+
 @pytest.mark.slow
 def test_originals_above_corrupted_copies(scorer, pictures):
     judgement = judge(scorer, pictures, draws=4)
@@ -293,6 +317,19 @@ def test_a_folder_holds_one_of_its_kind(scorer, tmp_path):
     torch.testing.assert_close(mine(batch), scorer(batch), rtol=0, atol=0)
     assert mine.card.name == "mine"
     assert mine.card.fingerprint["weights"] == scorer.card.fingerprint["weights"]
+    assert mine.head_prior is None  # weights alone say nothing of tastes
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(64, 3), torch.zeros(128), torch.full((128, 2), nan)])
+def test_a_folder_may_hold_what_is_known_of_tastes(scorer, tmp_path, bad):
+    state = read_weights([WEIGHTS])
+    write_checkpoint(tmp_path, scorer.config, state)
+    mine = load_scorer(tmp_path, device="cpu")
+    assert torch.equal(mine.head_prior, scorer.head_prior)
+    assert mine.card.fingerprint["weights"] == scorer.card.fingerprint["weights"]
+    write_checkpoint(tmp_path, scorer.config, {**state, "head_prior": bad})
+    with pytest.raises(ValueError, match="head_prior must be finite and .128, K."):
+        load_scorer(tmp_path, device="cpu")
 
 
 def test_other_weights_have_another_fingerprint(scorer, tmp_path):

@@ -14,7 +14,8 @@ original > mild > strong, and every original of the batch > every strong copy of
 is Bradley-Terry's, -log sigmoid(s_winner - s_loser). Crops are cut out after the corruption, so
 that the JPEG grid lies anywhere.
 
-Writes the weights, the list of the pictures that they have seen, and a table of results.
+Writes the weights, the list of the pictures that they have seen, and a table of results. What people's
+tastes weigh the new features by is measured after that, by `head_prior`.
 """
 
 from __future__ import annotations
@@ -49,8 +50,15 @@ HERE = Path(__file__).parent
 TRAINED_ON = HERE / "nano_trained_on.json"
 RESULTS = HERE / "nano_results.md"
 
-# How often each comes, of ten: JPEG and blur more often, as the hardest.
-KINDS = {"jpeg": 3, "low_resolution": 1.8, "enlarged": 0.4, "noise": 2.1, "blur": 2.7}
+# How often each comes: JPEG and blur more often, as the hardest.
+KINDS = {
+    "jpeg": 3.2,
+    "low_resolution": 1.8,
+    "enlarged": 0.6,
+    "noise": 1.8,
+    "coarse_noise": 0.6,
+    "blur": 2.6,
+}
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,10 @@ def ladder(original: Image.Image, rng: Random) -> list[Image.Image]:
     elif kind == "enlarged":
         mild, strong = sorted((rng.uniform(1.1, 2.2), rng.uniform(1.1, 2.2)))
         return [original, enlarged(original, mild, upscale), enlarged(original, strong, upscale)]
+    elif kind == "coarse_noise":
+        scale, seed = rng.uniform(0.25, 0.8), rng.getrandbits(64)
+        draws = sorted(math.exp(rng.uniform(math.log(3), math.log(28))) for _ in range(2))
+        return [original, *(coarse_noise(original, Random(seed), s, scale, upscale) for s in draws)]
     else:
         name, low, high = {"noise": ("sigma", 3, 28), "blur": ("radius", 0.55, 5)}[kind]
         draws = sorted(math.exp(rng.uniform(math.log(low), math.log(high))) for _ in range(2))
@@ -208,6 +220,19 @@ def enlarged(picture: Image.Image, factor: float, upscale: int) -> Image.Image:
     w, h = picture.size
     left, top = (0.5 * side * (1 - 1 / factor) for side in (w, h))
     return picture.resize((w, h), upscale, box=(left, top, w - left, h - top))
+
+
+def coarse_noise(
+    picture: Image.Image, rng: Random, sigma: float, scale: float, upscale: int
+) -> Image.Image:
+    """Noise as of a noisy picture that was enlarged by 1 / scale, in a picture of full detail."""
+    w, h = (max(1, round(side * scale)) for side in picture.size)
+    field = np.random.default_rng(rng.getrandbits(64)).standard_normal((h, w, 3), dtype=np.float32)
+    channels = np.moveaxis(field, -1, 0)
+    grown = [np.asarray(Image.fromarray(c).resize(picture.size, upscale)) for c in channels]
+    field = np.stack(grown, -1)
+    noisy = np.asarray(picture, np.float32) + field * (sigma / field.std())
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
 def standardise(scorer: NanoScorer, pictures: Sequence[Picture]) -> None:
