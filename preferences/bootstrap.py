@@ -40,18 +40,32 @@ def pair_intervals(
     p: ArrayLike,
     pairs: ArrayLike,
     *,
+    of: ArrayLike | None = None,
     tau: float | None = 1.0,
     weights: ArrayLike | None = None,
     rounds: int = ROUNDS,
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """An interval for each of `pair_metrics`. `pairs[P, 2]` are the indices of the images."""
+    """An interval for each of `pair_metrics`.
+
+    Args:
+        difference: [T], p: [T].
+        pairs: [P, 2], the indices of the images.
+        of: [T] which of the P comparisons each is of, where one is judged several times, which makes
+            nothing surer, or never; by default each once, in order.
+        weights: [P], by default all 1.
+    """
+    weights = None if weights is None else np.asarray(weights)
+    of = np.arange(len(np.asarray(pairs))) if of is None else np.asarray(of)
+    judged, first, place = np.unique(of, return_index=True, return_inverse=True)
+    pairs = np.asarray(pairs)[judged]
+    weights = None if weights is None else np.asarray(weights)[judged]
 
     def statistics(rows: np.ndarray) -> Mapping[str, np.ndarray]:
-        return pair_metrics(difference, p, tau=tau, weights=rows)
+        return pair_metrics(difference, p, tau=tau, weights=rows[:, place])
 
-    decided = verdicts(difference, p, tau).decided
+    decided = verdicts(difference, p, tau).decided[first]
     how = {"rounds": rounds, "seed": seed, "level": level}
     return bootstrap(statistics, pairs, weights=weights, shares={"accuracy": decided}, **how)
 

@@ -156,23 +156,22 @@ def distances(
 def card_metrics(
     difference: ArrayLike,
     p: ArrayLike,
-    pairs: ArrayLike | None = None,
+    pairs: ArrayLike,
     *,
+    of: ArrayLike | None = None,
     tau: float | None = 1.0,
     rounds: int = ROUNDS,
 ) -> dict[str, Any]:
-    """What the card of a trained scorer says of P comparisons, for JSON: `pair_metrics` by name, how
-    many comparisons, how many of them are decided, and with `pairs` [P, 2] the metrics' intervals.
+    """What the card of a trained scorer says of comparisons, for JSON: `pair_metrics` by name, how many
+    comparisons, how many of them are decided, and the metrics' intervals.
 
-    What cannot be told is left out.
+    What cannot be told is left out. Arguments as `pair_intervals` takes them.
     """
     found = {name: float(value) for name, value in pair_metrics(difference, p, tau=tau).items()}
     told = {name: value for name, value in found.items() if math.isfinite(value)}
     decided = int(verdicts(difference, p, tau).decided.sum())
     told |= {"comparisons": len(np.asarray(p)), "decided": decided}
-    if pairs is None:
-        return told
-    intervals = pair_intervals(difference, p, pairs, tau=tau, rounds=rounds)
+    intervals = pair_intervals(difference, p, pairs, of=of, tau=tau, rounds=rounds)
     known = {name: each for name, each in intervals.items() if np.isfinite(each).all()}
     return told | {"intervals": {name: list(known[name]) for name in found if name in known}}
 

@@ -143,7 +143,7 @@ def fit_taste(
     x, p = features[left] - features[right], comparisons.p
     kept = kept if kept is not None and len(kept.picture) else None
     if like is not None:
-        chosen = CrossValidation.of(*map(view.restarted, like.chosen.parts))
+        chosen = CrossValidation.untried(*map(view.restarted, like.chosen.parts))
     else:
         chosen = _weighed(x, comparisons, view, penalties, seed, kept)
     w = fit_keeping(x, p, chosen.parts, kept, view) if kept else fit_mean(x, p, chosen.parts)
@@ -167,7 +167,7 @@ def _weighed(
         found = cross_validate(x, view.starts(), comparisons, penalties, seed, TYPICAL, more)
         if found.nll:
             return found
-    return CrossValidation.of(Part(1.0, max(penalties), view.starts([1.0])[0]))
+    return CrossValidation.untried(Part(1.0, max(penalties), view.starts([1.0])[0]))
 
 
 def fit_keeping(x: Tensor, p: Tensor, parts: Sequence[Part], kept: Kept, view: View) -> Tensor:

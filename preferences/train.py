@@ -216,7 +216,8 @@ def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Compari
         return {}, None, difference, p
     before = card_metrics(_difference(scores, kept), kept.p, kept.pairs, tau=own_tau(scorer.card))
     counts = {name: before[name] for name in ("comparisons", "decided")}
-    metrics = {"cross_validated": card_metrics(difference, p) | counts, "base": before}
+    after = card_metrics(difference, p, kept.pairs, of=taste.chosen.of)
+    metrics = {"cross_validated": after | counts, "base": before}
     # Folds are repeated where there are few; each comparison about once, or intervals are too narrow.
     once = math.ceil(len(p) / repeats(len(kept)))
     return metrics, None, difference[:once], p[:once]

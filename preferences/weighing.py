@@ -37,17 +37,20 @@ class CrossValidation(NamedTuple):
         nll: the mean held-out loss by penalty, of its best start, for those that were tried.
         difference: [T] held-out score differences of that mean.
         p: [T] what they were to predict.
+        of: [T] which comparison each is of: where there are few, each is held out several times.
     """
 
     parts: tuple[Part, ...]
     nll: dict[float, float]
     difference: Tensor
     p: Tensor
+    of: Tensor
 
     @classmethod
-    def of(cls, *parts: Part) -> CrossValidation:
-        """Of parts that are taken as they are."""
-        return cls(parts, {}, torch.zeros(0).double(), torch.zeros(0).double())
+    def untried(cls, *parts: Part) -> CrossValidation:
+        """Parts that are taken as they are."""
+        none = torch.zeros(0)
+        return cls(parts, {}, none.double(), none.double(), none.long())
 
     @property
     def penalty(self) -> float:
@@ -84,7 +87,7 @@ def cross_validate(
     useful = train.any(0) & test.any(0)
     train, test = train[:, useful], test[:, useful].T
     if not useful.any():
-        return CrossValidation.of(Part(1.0, math.inf, starts[0]))
+        return CrossValidation.untried(Part(1.0, math.inf, starts[0]))
     rows = Rows.mean(x.double(), comparisons.p).and_(more)
     weight = _in_each(train, more)
     turned = rotated(rows.x * weight.amax(1, keepdim=True).sqrt(), rows.x)[1]
@@ -107,7 +110,9 @@ def cross_validate(
             break
         near = n * (lost - lost.min()) < BEHIND
         starts, doubt, offset, u = starts[near], doubt[near], offset[:, near], u[:, near]
-    return CrossValidation(*_averaged(tries, nll, expected))
+    of = torch.arange(n).expand(len(test), -1)[test]
+    parts, z = _averaged(tries)
+    return CrossValidation(parts, nll, z, expected, of)
 
 
 def _in_each(train: Tensor, more: Rows | None) -> Tensor:
@@ -127,19 +132,17 @@ class _Tried(NamedTuple):
     z: Tensor
 
 
-def _averaged(
-    tries: Sequence[_Tried], nll: dict[float, float], p: Tensor
-) -> tuple[tuple[Part, ...], dict[float, float], Tensor, Tensor]:
-    """What `CrossValidation` holds."""
+def _averaged(tries: Sequence[_Tried]) -> tuple[tuple[Part, ...], Tensor]:
+    """The parts of the mean head, and the differences [T] of its held-out scores."""
     weights = torch.cat([each.worth for each in tries]).softmax(0)
     weights = torch.where(weights < LIGHT * weights.max(), 0.0, weights)
     weights = (weights / weights.sum()).split([len(each.worth) for each in tries])
-    parts, z = [], torch.zeros_like(p)
+    parts, z = [], torch.zeros_like(tries[0].z[:, 0])
     for each, weight in zip(tries, weights, strict=True):
         if total := float(weight.sum()):
             parts.append(Part(total, each.penalty, weight / total @ each.starts))
             z += each.z @ weight
-    return tuple(parts), nll, z, p
+    return tuple(parts), z
 
 
 def repeats(count: int) -> int:

@@ -276,6 +276,19 @@ def test_intervals_are_seeded_and_hold_the_estimate():
         assert low <= value <= high and low < high
 
 
+def test_comparisons_that_are_judged_again_and_again_are_no_surer():
+    d, p = simulated(80, ties=0.1)
+    pairs = np.random.default_rng(0).integers(60, size=(80, 2))
+    once = pair_intervals(d, p, pairs, rounds=200)
+    thrice = pair_intervals(
+        *(np.tile(x, 3) for x in (d, p)), pairs, of=3 * [*range(80)], rounds=200
+    )
+    few = pair_intervals(d[:40], p[:40], pairs, of=range(40), rounds=200)
+    assert few == pair_intervals(d[:40], p[:40], pairs[:40], rounds=200)  # the others never were
+    for name in once:
+        assert thrice[name] == pytest.approx(once[name], rel=1e-6)
+
+
 def test_intervals_of_hardly_anything():
     alone = pair_intervals([1.0], [1], [[0, 1]])
     assert all(math.isnan(end) for interval in alone.values() for end in interval)

@@ -164,6 +164,9 @@ def test_with_nothing_held_out_cross_validation_measures(compared, tmp_path):
     made = train(comparisons, out=tmp_path / "taste", test_fraction=0, progress=False)
     found = made.metrics["cross_validated"]
     assert found["accuracy"] > 0.9 and found["decided"] == len(comparisons)
+    low, high = found["intervals"]["accuracy"]
+    assert low <= found["accuracy"] <= high < low + 0.2
+    assert f"(95 %: {low:.1%} to {high:.1%}) of 240 comparisons, by cross" in made.lines()[1]
     limits = load_scorer(tmp_path / "taste").card.limits
     assert f"right in {found['accuracy']:.1%} of 240 in cross-validation" in limits
     assert any("by cross-validation, since nothing was held out" in line for line in made.lines())
@@ -172,7 +175,8 @@ def test_with_nothing_held_out_cross_validation_measures(compared, tmp_path):
     result = CliRunner().invoke(main, [*arguments, "--test-fraction", "0"])
     assert "nothing was held out; cross-validation of 240 comparisons:" in result.stdout
     said = json.loads((tmp_path / "b" / "config.json").read_text(encoding="utf-8"))["metrics"]
-    assert f"{said['cross_validated']['accuracy']:8.3f}\n" in result.stdout
+    low, high = said["cross_validated"]["intervals"]["accuracy"]
+    assert f"{said['cross_validated']['accuracy']:8.3f}   {low:.3f} to {high:.3f}" in result.stdout
 
 
 def test_too_few_to_hold_out_says_what_to_do(compared, tmp_path):

@@ -183,12 +183,12 @@ def test_a_fine_tune_never_replaces_its_base(run, pairs, tmp_path):
 # what it says
 
 
-def test_without_intervals_there_is_no_column_for_them(run, pictures, tmp_path):
+def test_intervals_stand_beside_what_was_measured_either_way(run, pictures, tmp_path):
     write_comparisons(tmp_path / "p.csv", compared(pictures))
     how = ("--no-robust", "--out")
     found = run("train", tmp_path / "p.csv", "--test-fraction", 0, *how, tmp_path / "a").stdout
     assert "nothing was held out; cross-validation of 60 comparisons:" in found
-    assert "95 %" not in found and "base   yours\n" in found
+    assert "base   yours   95 % interval\n" in found
     found = run("train", tmp_path / "p.csv", "--test-fraction", 0.5, *how, tmp_path / "b").stdout
     assert "base   yours   95 % interval\n" in found
 
