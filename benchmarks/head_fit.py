@@ -1,4 +1,4 @@
-"""The head fit beside JoyQuality's own procedure, on the same embeddings; adds to preferences.md.
+"""The head fit beside JoyQuality's own procedure, on the same embeddings; writes head_fit.md.
 
     python benchmarks/head_fit.py
 
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import bradley_terry
-from tastemaker.preferences.taste import fit_taste
+from tastemaker.preferences.taste import Kept, fit_taste
 
 OUT = Path(__file__).with_name("head_fit.md")
 IMAGES, FEATURES, PAIRS, TESTED = 3000, 1152, 6000, 20000
 SAMPLES, BATCH, RATE = 20000, 256, 0.008
 FLIPS = 0.1
+COPIED = 1024  # images, as `train(robust=True)` copies at most
 
 
 def main() -> None:
@@ -39,6 +40,9 @@ def main() -> None:
         started = time.process_time()
         ours.append(fit_taste(seen, seen @ base, comparisons))
         seconds.append(time.process_time() - started)
+    started = time.process_time()
+    robust = fit_taste(seen, seen @ base, comparisons, kept=copies(seen, base))
+    longer = time.process_time() - started
     started = time.process_time()
     theirs = upstream(seen.float(), base.float(), pairs, p.float()).double()
     taken = time.process_time() - started
@@ -55,6 +59,12 @@ def main() -> None:
             f"{min(seconds):.1f} s",
             f"{accuracy(ours[0](unseen, unseen @ base), unseen @ taste):.1%}",
             f"{same:.0e} at most",
+        ],
+        [
+            f"the same, and {2 * COPIED:,} copies of {COPIED:,} images kept below them",
+            f"{longer:.1f} s",
+            f"{accuracy(robust(unseen, unseen @ base), unseen @ taste):.1%}",
+            "",
         ],
         [
             f"upstream: AdamW, {SAMPLES // BATCH} steps of {BATCH}",
@@ -84,6 +94,18 @@ def simulated() -> tuple[Tensor, Tensor, Tensor]:
     base, own = (axes @ torch.randn(FEATURES, generator=g).double() for _ in range(2))
     base, own = base / (x @ base).std(), own / (x @ own).std()
     return x, base, 2 * (base + own)
+
+
+def copies(x: Tensor, base: Tensor) -> Kept:
+    """Two spoiled copies of some images, off in two directions by a deviation of the base's score."""
+    g = torch.Generator().manual_seed(3)
+    better, scores = x[:COPIED].repeat(2, 1), (x[:COPIED] @ base).repeat(2)
+    ways = torch.randn(2, FEATURES, generator=g).double()
+    ways = ways - (ways @ base - 1)[:, None] * base / base.square().sum()  # the base falls by 1
+    strength = torch.rand(len(better), 1, generator=g).double() + 0.5
+    worse = better - strength * ways.repeat_interleave(COPIED, 0)
+    picture = torch.arange(COPIED).repeat(2)
+    return Kept(better, worse, scores, worse @ base, picture)
 
 
 def votes(scores: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
