@@ -44,7 +44,7 @@ SUGGESTED = (100, 150, 200, 375, 500, 750, 1000)
 KEPT = (50, 200, 1000, 20000)
 KINDS = ("jpeg", "low_resolution")
 VERSIONS, HELD_OUT_VERSIONS = 6, 8  # of each picture
-FIRST_USER = 1000  # whose luck no constant was chosen on: those were, on users 100 to 109
+FIRST_USER = 3000  # whose luck no constant was chosen on: those were, on users 100 to 123
 TESTED = 20_000  # held-out pairs
 DRAWS = 2  # low-resolution copies of each held-out picture
 ROUND, AT_ONCE = 0.4, 50  # more comparisons, at most, before the head is fitted and suggests anew
@@ -60,6 +60,7 @@ class Images(NamedTuple):
 
 class Study(NamedTuple):
     compared: Images
+    prior: Tensor  # [128, R], nano's `head_prior`
     copies: tuple[Tensor, Kept]  # spoiled copies of some compared ones: of which [A], and both
     held_out: Images
     robustness: dict[str, tuple[Images, Images]]  # originals, copies
@@ -106,6 +107,7 @@ def build_study(sources: Sequence[Path]) -> Study:
     compared = images(shown)
     return Study(
         compared,
+        load_scorer("nano", device="cpu").head_prior,
         kept_copies(compared, shown),
         images(versions(fresh, HELD_OUT_VERSIONS)),
         {kind: spoiled(fresh, kind) for kind in KINDS},
@@ -165,7 +167,7 @@ def spoiled(pictures: Sequence[Picture], kind: str) -> tuple[Images, Images]:
 
 def measure(study: Study, taste: int, user: int) -> Result:
     """The same comparisons for "base", "scratch" and "kept"; "suggested" begins with the same."""
-    compared, rng = study.compared, np.random.default_rng(user)
+    (compared, prior), rng = study[:2], np.random.default_rng(user)
     pairs = random_pairs(len(compared.scores), max(COUNTS), rng)
     p = votes(compared.tastes[:, taste], pairs, rng)
     accuracy = {"base": {}, "scratch": {}, "suggested": {}, "kept": {}}
@@ -178,11 +180,11 @@ def measure(study: Study, taste: int, user: int) -> Result:
 
     for count in COUNTS:
         asked = pairs[:count], p[:count]
-        note("base", count, fit(compared, *asked))
+        note("base", count, fit(compared, *asked, prior))
         note("scratch", count, fit(compared, *asked, base=False), base=False)
         if count in KEPT:
-            note("kept", count, fit(compared, *asked, copies=study.copies))
-    for count, own in with_suggestions(compared, taste, pairs[:FIRST], p[:FIRST], rng):
+            note("kept", count, fit(compared, *asked, prior, copies=study.copies))
+    for count, own in with_suggestions(study, taste, pairs[:FIRST], p[:FIRST], rng):
         note("suggested", count, own)
     return Result(taste, user, accuracy, robustness)
 
@@ -191,6 +193,7 @@ def fit(
     compared: Images,
     pairs: Tensor,
     p: Tensor,
+    prior: Tensor | None = None,
     base: bool = True,
     copies: tuple[Tensor, Kept] | None = None,
 ) -> Taste:
@@ -204,16 +207,17 @@ def fit(
         mine = torch.isin(copies[0], drawn[:PICTURES])
         kept = copies[1].take(mine)
     comparisons = Comparisons(names, index, p)
-    return fit_taste(compared.embeddings[used], scores, comparisons, kept=kept)
+    return fit_taste(compared.embeddings[used], scores, comparisons, kept=kept, prior=prior)
 
 
 def with_suggestions(
-    compared: Images, taste: int, pairs: Tensor, p: Tensor, rng: np.random.Generator
+    study: Study, taste: int, pairs: Tensor, p: Tensor, rng: np.random.Generator
 ) -> Iterator[tuple[int, Taste]]:
     """(count, taste) with pairs chosen as the voting page does: a share of them at random."""
+    compared, prior = study[:2]
     for count in SUGGESTED:
         while len(pairs) < count:
-            own = fit(compared, pairs, p)
+            own = fit(compared, pairs, p, prior)
             more = min(count - len(pairs), int(ROUND * len(pairs)), AT_ONCE)
             guided, seed = round(more * (1 - RANDOM_SHARE)), int(rng.integers(2**31))
             suggested = suggest_for(own, *compared[:2], pairs, guided, seed)
@@ -221,7 +225,7 @@ def with_suggestions(
             fresh = torch.cat([suggested, fresh])
             p = torch.cat([p, votes(compared.tastes[:, taste], fresh, rng)])
             pairs = torch.cat([pairs, fresh])
-        yield count, fit(compared, pairs, p)
+        yield count, fit(compared, pairs, p, prior)
 
 
 def random_pairs(n: int, count: int, rng: np.random.Generator) -> Tensor:

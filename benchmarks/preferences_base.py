@@ -4,9 +4,10 @@
         comfyui-workflow-templates-media-other comfyui-workflow-templates-media-assets-01
     python benchmarks/preferences_base.py
 
-The pictures, tastes and users of `preferences.py`, where nano is the base of all three tastes and
-knows little of two. Here a base that was taught other tastes stands beside it: a head on nano's
-features, from comparisons of the two tastes that the user does not have.
+The pictures and tastes of `preferences.py`. A base brings its score and, where it has one, its
+`head_prior`. Here nano stands beside parts of itself: its score alone; its prior alone; and both, the
+prior made of no statistic that the three tastes are made of. And beside a base that was taught other
+tastes: a head on nano's features, from comparisons of the two tastes that the user does not have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,16 +42,29 @@ from preferences import (  # noqa: E402
     versions,
     votes,
 )
+from tastemaker.scorers import load_scorer  # noqa: E402
+from tastemaker.training import head_prior  # noqa: E402
+from tastemaker.training.head_prior import Settings  # noqa: E402
 
 OUT = Path(__file__).with_suffix(".md")
 COUNTS = (25, 50, 100, 150, 200, 1000)
-FIRST_USER = 2000  # nothing was chosen on these
+FIRST_USER = 4000  # nothing was chosen on these
+# What the three tastes are made of: their pixels' tone, colour, detail, and what spoils them.
+INGREDIENTS = ("faults", "mean", "deviation", "quantile", "detail")
 TAUGHT, TEACHER = 2500, 77  # comparisons of each of the two other tastes; their seed
 
 
 class Pictures(NamedTuple):
     compared: Images
     held_out: Images
+
+
+class Base(NamedTuple):
+    """A base as the pictures show it, and what it brings."""
+
+    made: Pictures
+    score: bool = True
+    prior: Tensor | None = None
 
 
 def main() -> None:
@@ -59,8 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     users = range(FIRST_USER, FIRST_USER + options.users)
-    made = pictures(options.sources)
-    rows = [row(name, based, taste, users) for taste, name, based in bases(made)]
+    made, priors = pictures(options.sources), priors_of(options.sources)
+    rows = [row(name, base, taste, users) for taste, name, base in bases(made, *priors)]
     head = HEAD.format(machine(torch.device("cpu")), len(users), users[0], users[-1], TAUGHT)
     header = ["taste", "base", "it alone, %", *map(str, COUNTS)]
     OUT.write_text(head + table(header, rows), encoding="utf-8")
@@ -73,10 +88,20 @@ def pictures(sources: list[Path]) -> Pictures:
     return Pictures(*(images(versions(each, count)) for each, count in made))
 
 
-def bases(made: Pictures) -> Iterator[tuple[int, str, Pictures]]:
+def priors_of(sources: list[Path]) -> tuple[Tensor, Tensor]:
+    """nano's, and one that is made like it, but of no ingredient of the three tastes."""
+    scorer, settings = load_scorer("nano", device="cpu"), Settings()
+    crops = head_prior.made(scorer, split(sources)[0], settings)
+    return scorer.head_prior, head_prior.head_prior(crops, settings, INGREDIENTS)
+
+
+def bases(made: Pictures, prior: Tensor, other: Tensor) -> Iterator[tuple[int, str, Base]]:
     for taste in range(len(tastes.TASTES)):
-        yield taste, "nano", made
-        yield taste, "the other two tastes", taught(made, taste)
+        yield taste, "nano's score", Base(made)
+        yield taste, "nano's prior", Base(made, False, prior)
+        yield taste, "nano", Base(made, True, prior)
+        yield taste, "nano, other statistics", Base(made, True, other)
+        yield taste, "the other two tastes", Base(taught(made, taste), True, prior)
 
 
 def taught(made: Pictures, taste: int) -> Pictures:
@@ -89,28 +114,26 @@ def taught(made: Pictures, taste: int) -> Pictures:
     return Pictures(*(e._replace(scores=head(e.embeddings, e.scores)) for e in made))
 
 
-def row(base: str, made: Pictures, taste: int, users: range) -> list[str]:
-    name = list(tastes.TASTES)[taste]
-    gained = np.array([gains(made, taste, user) for user in tqdm(users, desc=f"{name}, {base}")])
+def row(name: str, base: Base, taste: int, users: range) -> list[str]:
+    who = list(tastes.TASTES)[taste]
+    gained = np.array([gains(base, taste, user) for user in tqdm(users, desc=f"{who}, {name}")])
     cells = [mean_and_interval(each) for each in gained.T]
-    alone = 100 * held_out_accuracy(None, made.held_out, taste)
-    return [name, base, f"{alone:.1f}", *(f"{100 * m:+.1f} ± {100 * h:.1f}" for m, h in cells)]
+    alone = 100 * held_out_accuracy(None, base.made.held_out, taste)
+    told = f"{alone:.1f}" if base.score else ""
+    return [who, name, told, *(f"{100 * m:+.1f} ± {100 * h:.1f}" for m, h in cells)]
 
 
-def gains(made: Pictures, taste: int, user: int) -> list[float]:
+def gains(base: Base, taste: int, user: int) -> list[float]:
     """What the base adds to the held-out accuracy of a head from scratch, by count."""
-    compared, rng = made.compared, np.random.default_rng(user)
+    (compared, held_out), rng = base.made, np.random.default_rng(user)
     pairs = random_pairs(len(compared.scores), max(COUNTS), rng)
     p = votes(compared.tastes[:, taste], pairs, rng)
     found = []
     for count in COUNTS:
-        accuracy = [
-            held_out_accuracy(
-                fit(compared, pairs[:count], p[:count], base), made.held_out, taste, base
-            )
-            for base in (True, False)
-        ]
-        found.append(accuracy[0] - accuracy[1])
+        asked = compared, pairs[:count], p[:count]
+        own, scratch = fit(*asked, base.prior, base.score), fit(*asked, base=False)
+        after = held_out_accuracy(own, held_out, taste, base.score)
+        found.append(after - held_out_accuracy(scratch, held_out, taste, False))
     return found
 
 
@@ -119,10 +142,16 @@ HEAD = """# What a base brings
 Made by `python benchmarks/preferences_base.py`: {}.
 
 The pictures and tastes of [preferences.md](preferences.md); {} users of each taste, {} to {}, on whom nothing
-was chosen. Percentage points of held-out accuracy that starting from the base adds to a head from
-scratch, by the number of comparisons; ± is the 95 % interval of the mean over users. *The other two
-tastes*: a head on nano's features that was taught {} comparisons of each. *It alone*: how much of
-the taste that base orders right before any comparison; 50 is chance.
+was chosen. Percentage points of held-out accuracy that a base adds to a head from scratch, by the
+number of comparisons; ± is the 95 % interval of the mean over users. *It alone*: how much of the
+taste its score orders right before any comparison; 50 is chance.
+
+- *nano's score*: a head that may start from it. *nano's prior*: one that knows what the tastes of others
+  weigh nano's features by (`training/head_prior.py`). *nano*: both, as `train(robust=False)` fits it.
+- *nano, other statistics*: both, but the prior made without what the three tastes are made of, the
+  faults, tone, and the amount of detail: of skewness, kurtosis, entropy, layout, evenness and direction.
+- *the other two tastes*: a head on nano's features that was taught {} comparisons of each; its score, and
+  nano's prior.
 
 """
 

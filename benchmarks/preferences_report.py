@@ -84,12 +84,13 @@ sees, written down before anything was measured) compare {n} crops of pictures t
 on, clean or corrupted; {tastes.FLIPS:.0%} of their answers are slips. Accuracy is measured without slips, on 20,000
 pairs of {held} crops of pictures that nano never saw. {curves.users} users of each taste, each with other pairs and
 slips; ± is the 95 % interval of their mean. They are users {curves.order[0]} to {curves.order[-1]}; the fit's constants were chosen
-on users 100 to 109. But the pictures, those compared and those held out, are the same for all, and no interval says how other
+on users 100 to 123. But the pictures, those compared and those held out, are the same for all, and no interval says how other
 pictures would do. Where it is asked whether any taste is worse at any count, "for sure" is at 5 % for
 all those cells together (Holm); by its own interval one cell in 40 is worse by chance.
 
-- *scratch*: a head on nano's features. *base*: the same, and nano's score, as `train(robust=False)`
-  fits it.
+- *scratch*: a head on nano's features. *base*: the same, and what nano brings: its score, and its prior of
+  what tastes weigh its features by, made of random tastes (`training/head_prior.py`), as
+  `train(robust=False)` fits it. [What each is worth](preferences_base.md).
 - *suggested*: as *base*; from {FIRST} comparisons on three in four are those that `suggest_for` finds.
 - *kept*: as *base*; besides, JPEG and low-resolution copies of at most {PICTURES:,} of the compared pictures
   have to stay below them, as in `train` by default.

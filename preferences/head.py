@@ -33,14 +33,22 @@ class Space(NamedTuple):
     pictures hardly differ would be as cheap as any; not at all, a taste that most of the variance
     knows nothing of would be too dear. Half way predicted simulated tastes on nano's features of real
     pictures best on the whole, from 50 to 5,000 comparisons.
+
+    Where it is known what tastes weigh the features by, half of the variance that the penalty stands
+    for is theirs.
     """
 
     center: Tensor  # [D] float64
     basis: Tensor  # [D, R] float64
 
     @classmethod
-    def of(cls, features: Tensor) -> Space:
-        """That of these features [N, D]; R < N axes. Constant features have no part in it."""
+    def of(cls, features: Tensor, prior: Tensor | None = None) -> Space:
+        """That of these features [N, D]; R < N axes. Constant features have no part in it.
+
+        Args:
+            prior: [D, K], a root of the covariance of the weights of people's tastes, in any unit:
+                `Scorer.head_prior`. R may be D then.
+        """
         features = features.double()
         center, std = features.mean(0), features.std(0, correction=0)
         constant = std <= 1e-6 * features.abs().amax(0)
@@ -49,8 +57,10 @@ class Space(NamedTuple):
         variance, axes = torch.linalg.eigh(x.T @ x / len(x))
         kept = variance > 1e-9 * variance.amax().clamp_min(1e-300)
         variance, axes = variance[kept], axes[:, kept]
-        length = variance.sqrt().sum().sqrt()  # root of the mean squared length
-        return cls(center, scale[:, None] * axes * variance**-0.25 / length)
+        root = axes * variance**-0.25 / variance.sqrt().sum().sqrt()  # squared length of x: 1
+        if prior is not None:
+            root = _joined(root, torch.where(constant, 0.0, std)[:, None] * prior.double(), x)
+        return cls(center, scale[:, None] * root)
 
     def __call__(self, features: Tensor) -> Tensor:
         """[N, D] to [N, R] float64."""
@@ -59,6 +69,19 @@ class Space(NamedTuple):
     def weight(self, w: Tensor) -> Tensor:
         """A weight [R] of this space as one of the features themselves, [D]."""
         return self.basis @ w
+
+
+def _joined(root: Tensor, other: Tensor, x: Tensor) -> Tensor:
+    """A root [D, R] of the mean of the covariances of two roots, the other's in the first one's unit.
+
+    In that unit, the rows of x [N, D] times a root have a squared length of 1 on average.
+    """
+    length = (x @ other).square().sum(1).mean().sqrt()
+    if not length:  # the pictures differ in nothing that tastes are known to weigh
+        return root
+    u, s, _ = torch.linalg.svd(torch.cat([root, other / length], 1) / math.sqrt(2))
+    kept = s > 1e-9 * s[0]
+    return u[:, : len(s)][:, kept] * s[kept]
 
 
 class Rows(NamedTuple):

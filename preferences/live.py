@@ -56,7 +56,8 @@ class HeadModel:
         due = len(p) >= AGAIN * self._weighed_at
         like = None if due else self._weighed
         penalties = PENALTIES if due else (FIRST_PENALTY,)
-        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, penalties=penalties, like=like)
+        known = {"like": like, "prior": self._scorer.head_prior}
+        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, penalties=penalties, **known)
         if due:
             self._weighed, self._weighed_at = self._taste, len(p)
         return torch.cat([torch.tensor([self._taste.gain]).double(), self._taste.weight])

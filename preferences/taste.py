@@ -111,6 +111,7 @@ def fit_taste(
     seed: int = 0,
     kept: Kept | None = None,
     like: Taste | None = None,
+    prior: Tensor | None = None,
 ) -> Taste:
     """Fits a taste, penalties and the base's part weighed by cross-validation over images. Deterministic.
 
@@ -125,13 +126,14 @@ def fit_taste(
         penalties: those to weigh; one is taken as it is, from the base as it is.
         kept: pairs to be ordered right whatever the comparisons say.
         like: of nearly the same comparisons: its penalties and shares are taken as they are.
+        prior: what is known of people's tastes on this embedding: `Scorer.head_prior`.
 
     Raises:
         ValueError: no comparison of two different images, or features that are not finite.
     """
     if not len(comparisons) or bool((comparisons.pairs[:, 0] == comparisons.pairs[:, 1]).all()):
         raise ValueError("there is no comparison of two different images")
-    space = Space.of(embeddings)
+    space = Space.of(embeddings, prior)
     if not space.basis.shape[1]:
         raise ValueError(
             "the compared images are all one to the base: it has nothing to learn from"

@@ -71,7 +71,7 @@ def train(
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
         robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
-            far as the base knows it. Costs two to six points of accuracy, most where the taste
+            far as the base knows it. Costs two to five points of accuracy, most where the taste
             does not mind (`benchmarks/preferences.md`).
         overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
             was made of the same comparisons and base.
@@ -101,8 +101,8 @@ def train(
     embedded = embed_images(scorer, images, progress=progress)
     scores, n = base_scores(scorer, embedded), len(kept.images)
     order = kept_copies(scorer, kept.images, seed, progress=progress) if robust else None
-    unit = own_tau(scorer.card)
-    taste = fit_taste(embedded[:n], scores[:n], kept, unit=unit, seed=seed, kept=order)
+    known = {"unit": own_tau(scorer.card), "prior": scorer.head_prior}
+    taste = fit_taste(embedded[:n], scores[:n], kept, seed=seed, kept=order, **known)
     if held:
         measured = _held_out(scorer, taste, embedded[n:], scores[n:], held)
     else:

@@ -168,6 +168,45 @@ def test_the_space_of_two_images_and_of_equal_ones():
     assert Space.of(torch.ones(3, 9))(torch.ones(3, 9)).shape == (3, 0)
 
 
+def test_half_of_a_space_is_what_is_known_of_tastes():
+    features = torch.randn(200, 6, generator=generator()).double() * torch.arange(1, 7)
+    prior = torch.randn(6, 2, generator=generator(1))
+    alone, joined = Space.of(features), Space.of(features, prior)
+    assert float(joined(features).square().sum(1).mean()) == pytest.approx(1)
+    known = prior.double() / (alone.center - features).matmul(prior.double()).norm() * 200**0.5
+    covariances = [root @ root.T for root in (alone.basis, known, joined.basis)]
+    torch.testing.assert_close(sum(covariances[:2]) / 2, covariances[2])
+    again = Space.of(features, 1e-3 * prior)  # its unit says nothing
+    torch.testing.assert_close(again.basis @ again.basis.T, covariances[2])
+
+
+def test_what_is_known_of_tastes_reaches_beyond_the_pictures():
+    """Two pictures have one direction; a prior knows what else goes with it."""
+    prior = torch.randn(9, 4, generator=generator())
+    assert Space.of(torch.eye(2, 9), prior).basis.shape == (9, 2)  # seven features are constant
+    pictures = torch.randn(2, 9, generator=generator(1))
+    assert Space.of(pictures, prior).basis.shape == (9, 5)
+    nothing = torch.zeros(9, 4)
+    assert torch.equal(Space.of(pictures, nothing).basis, Space.of(pictures).basis)
+    assert Space.of(torch.ones(3, 9), prior).basis.shape == (9, 0)
+
+
+def test_few_comparisons_go_further_where_tastes_are_known():
+    """Tastes that lie in 3 of 40 dimensions: known, a third of the comparisons does."""
+    features, many, _ = simulated(n=400, d=40, count=3000)
+    prior = torch.randn(40, 3, generator=generator(5)).double()
+    right = {False: [], True: []}
+    for seed in range(10):
+        taste = prior @ torch.randn(3, generator=generator(20 + seed)).double()
+        meant = (difference(features, many) @ taste > 0).double()
+        fitted, held = Comparisons(many.images, many.pairs[:60], meant[:60]), meant[60:]
+        for known in right:
+            own = fit_taste(features, None, fitted, prior=prior if known else None)
+            says = difference(own(features), many)[60:] > 0
+            right[known].append(float((says == held.bool()).double().mean()))
+    assert np.mean(right[True]) > np.mean(right[False]) + 0.05
+
+
 def test_cross_validation_prefers_the_base_when_the_base_is_the_taste():
     features, comparisons, taste = simulated(count=150, d=40)
     right = fit_taste(features, features @ taste, comparisons, unit=1.0)
