@@ -23,6 +23,7 @@ from .options import (
     source_options,
     with_scorer,
 )
+from .wording import counted
 
 if TYPE_CHECKING:
     from ..report.rows import Row
@@ -131,7 +132,7 @@ def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict
     known = [value for value in scores.values if value == value]
     low, high = min(known), max(known)
     click.echo(
-        f"{scores.name}: {n} scores, {low:.4f} to {high:.4f}, mean {mean:.4f}, std {std:.4f}"
+        f"{scores.name}: {counted(n, 'score')}, {low:.4f} to {high:.4f}, mean {mean:.4f}, std {std:.4f}"
     )
     entry = {
         "load": load_arguments(options),
@@ -141,7 +142,7 @@ def _measure(scores: Scores, options: ScorerOptions, pairs: list | None) -> dict
     }
     if pairs:
         fitted = fit(scores, pairs)
-        click.echo(f"  {len(pairs)} comparisons: tau {fitted.tau:.6g}, b {fitted.b:.6g}")
+        click.echo(f"  {counted(len(pairs), 'comparison')}: tau {fitted.tau:.6g}, b {fitted.b:.6g}")
         entry["calibration"] = fitted.to_dict()
     return entry
 

@@ -13,6 +13,7 @@ import click
 
 from .beside import refuse_foreign
 from .options import EXISTING_FILE, OUTPUT_FILE, ScorerOptions, device_options, load_from_options
+from .wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ def command(
     write_pairs(out, ((files[i], files[j]) for i, j in pairing.pairs.tolist()))
     near = int(pairing.near.sum())
     click.echo(
-        f"{len(pairing.pairs)} pairs of {wanted} pictures, {near} of them similar, in {out}\n"
+        f"{counted(len(pairing.pairs), 'pair')} of {wanted} pictures, {near} of them similar, in {out}\n"
         f"Vote: tastemaker vote {click.format_filename(out)}"
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from .options import ScorerOptions, load_from_options, with_scorer
+from .wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,13 +64,13 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
         known, comparisons, tau=tau, embeddings=embeddings, **how.bootstrap
     )
     lines = [
-        f"{_named(scores)} on {called}: {len(found.p)} comparisons of {found.images} images, "
-        f"{found.ties} ties",
+        f"{_named(scores)} on {called}: {counted(len(found.p), 'comparison')} of "
+        f"{counted(found.images, 'image')}, {found.ties} ties",
         f"tau {tau:.6g} ({source})" if tau else f"no tau: {source}",
         f"spearman and kendall: {found.ranked} images that comparisons connect",
     ]
     if found.left_out:
-        lines.append(f"left out: {found.left_out} comparisons of images without a score")
+        lines.append(f"left out: {counted(found.left_out, 'comparison')} of images without a score")
     details = {
         **{"comparisons": len(found.p), "ties": found.ties, "images": found.images},
         **{"left_out": found.left_out, "ranked": found.ranked, "tau": tau, "tau_source": source},
@@ -107,15 +108,15 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     found = evaluate_ratings(known, ratings, **how.bootstrap)
     image, column = ratings.columns
     lines = [
-        f"{_named(scores)} on {file.name}: {len(found.scores)} images, "
-        f"{ratings.rows} ratings ({column} of {image})"
+        f"{_named(scores)} on {file.name}: {counted(len(found.scores), 'image')}, "
+        f"{counted(ratings.rows, 'rating')} ({column} of {image})"
     ]
     where = how.columns["where"]
     if where:
         asked = ", ".join(f"{name}={value}" for name, value in where)
         lines.append(f"selected: {asked}; {ratings.left_out} other rows are left out")
     if found.left_out:
-        lines.append(f"left out: {found.left_out} images without a score")
+        lines.append(f"left out: {counted(found.left_out, 'image')} without a score")
     details = {
         **{"images": len(found.scores), "ratings": ratings.rows, "left_out": found.left_out},
         **{"where": where, "rows_left_out": ratings.left_out},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import EXISTING_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
+from .wording import counted
 
 if TYPE_CHECKING:
     from .transfer import Failure, Step
@@ -174,7 +175,7 @@ def _plan(sides: list[tuple[list[Path], Path]], action: str, sidecars: bool) -> 
                 click.echo(f"{shared} sidecars belong to several pictures and stay", err=True)
         fresh, done = plan(groups, folder, action)
         there = f", {done} already there" if done else ""
-        click.echo(f"{action} {len(fresh)} files into {folder}{there}", err=True)
+        click.echo(f"{action} {counted(len(fresh), 'file')} into {folder}{there}", err=True)
         steps += fresh
     return steps
 
@@ -213,7 +214,9 @@ def _run(results: Iterable[Failure | None], total: int) -> None:
     for failure in failures[:SHOWN_FAILURES]:
         click.echo(f"  {failure.source}: {failure.reason}", err=True)
     if failures:
-        raise click.ClickException(f"{len(failures)} of {total} files stayed where they are")
+        raise click.ClickException(
+            f"{len(failures)} of {counted(total, 'file')} stayed where they are"
+        )
 
 
 def _finish_interrupted(asked: dict, paths: Sequence[str]) -> bool:
@@ -266,7 +269,9 @@ def _replay(resume: Path | None, undo: Path | None, dry_run: bool) -> None:
     if dry_run:
         return _print(left)
     _run(moves.carry_out(log) if resume else moves.undo(log), len(steps))
-    click.echo(f"{'moved' if resume else 'moved back'}: {len(left)} of {len(steps)} files")
+    click.echo(
+        f"{'moved' if resume else 'moved back'}: {len(left)} of {counted(len(steps), 'file')}"
+    )
 
 
 def _description(

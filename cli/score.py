@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, source_options
+from .wording import counted
 
 if TYPE_CHECKING:
     from .scoring import Run
@@ -46,7 +47,9 @@ def report(run: Run) -> bool:
     """Prints the summary. True where not one image has a score."""
     card, summary = run.journal.card, run.journal.summary()
     click.echo(f"{card.name} {card.fingerprint_id}: {card.unit}, {card.direction}")
-    with_score = f"{summary.images} images, {summary.images - summary.errors} with a score"
+    with_score = (
+        f"{counted(summary.images, 'image')}, {summary.images - summary.errors} with a score"
+    )
     click.echo(f"{with_score}: {run.fresh} looked at now, {run.known} known from the journal")
     if summary.low is not None:
         span = f"{summary.low:.4f} to {summary.high:.4f}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from .options import EXISTING_FILE, OUTPUT_FILE
+from .wording import counted
 
 if TYPE_CHECKING:
     from ..preferences.booth import Booth
@@ -223,7 +224,9 @@ def _serve(booth: Booth, page: Page, port: int, no_browser: bool) -> None:
     def started(url: str, port: int) -> None:
         page.keep(port)
         count = len(booth.votes())
-        click.echo(f"{len(booth.pictures)} pictures, {count} votes in {booth.store.path}")
+        click.echo(
+            f"{counted(len(booth.pictures), 'picture')}, {counted(count, 'vote')} in {booth.store.path}"
+        )
         click.echo(f"Vote at {url}\nCtrl+C ends; no vote is lost, whenever you do.")
         if not no_browser:  # not in this thread: some browsers return when they are closed
             threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
@@ -255,7 +258,7 @@ def _advice(votes: Votes, voter: str, base: str) -> str:
 
 def _say_goodbye(booth: Booth) -> None:
     count = sum(vote.answer != "skip" for vote in booth.votes())
-    click.echo(f"\n{count} votes of {booth.voter} in {booth.store.path}")
+    click.echo(f"\n{counted(count, 'vote')} of {booth.voter} in {booth.store.path}")
     if count:
         click.echo(f"Train your scorer: {booth.advice}")
 
@@ -266,7 +269,7 @@ def _export(votes: Votes, path: Path, voter: str) -> None:
 
     comparisons = read_votes(votes.path, voter=voter)
     write_comparisons(path, comparisons)
-    click.echo(f"{len(comparisons)} votes of {voter} in {path}")
+    click.echo(f"{counted(len(comparisons), 'vote')} of {voter} in {path}")
 
 
 def _hint_at_moved(path: Path, folder: Path) -> None:

@@ -94,6 +94,11 @@ def test_score(run, tmp_path):
     assert len(list(run.home.rglob("*.sqlite"))) == 1
 
 
+def test_one_image_is_said_to_be_one(run, tmp_path):
+    picture = flat_picture(tmp_path / "a.png", 128)
+    assert "\n1 image, 1 with a score: 1 looked at now" in run("score", picture).output
+
+
 def test_options_reach_the_scorer(run, tmp_path):
     staircase(tmp_path, 1)
     run("score", tmp_path, "--scorer", "q-realign-mini", "--task", "aesthetics", "--max-pixels", 9,

@@ -147,8 +147,9 @@ def head_prior(crops: Crops, settings: Settings, without: Collection[str] = ()) 
 def random_tastes(families: dict[str, np.ndarray], settings: Settings) -> np.ndarray:
     """[N, T] float64, each a taste of the crops, normally distributed."""
     rng = np.random.default_rng(settings.seed)
-    families = {name: normal(values) for name, values in families.items() if name != "faults"} | {
-        name: standard(values) for name, values in families.items() if name == "faults"
+    families = {
+        name: standard(values) if name == "faults" else normal(values)
+        for name, values in families.items()
     }
     tastes = [taste(families, settings, rng) for _ in range(settings.tastes)]
     return normal(np.stack(tastes, 1))
