@@ -90,7 +90,8 @@ all those cells together (Holm); by its own interval one cell in 40 is worse by 
 
 - *scratch*: a head on nano's features. *base*: the same, and what nano brings: its score, and its prior of
   what tastes weigh its features by, made of random tastes (`training/head_prior.py`), as
-  `train(robust=False)` fits it. [What each is worth](preferences_base.md).
+  `train(robust=False)` fits it. The prior was made on the pictures that are compared, and by people who
+  knew the three tastes: [what each is worth](preferences_base.md), and a prior of none of their ingredients.
 - *suggested*: as *base*; from {FIRST} comparisons on three in four are those that `suggest_for` finds.
 - *kept*: as *base*; besides, JPEG and low-resolution copies of at most {PICTURES:,} of the compared pictures
   have to stay below them, as in `train` by default.
