@@ -176,14 +176,16 @@ def _full(
     from ..preferences.train import check_bases, prepared
     from ..scorers import load_scorer
     from ..scorers.personal import base_entry, check_base
+    from ..scorers.personal_files import read_trained_on
 
     check_base(base)
-    kept, held, dropped, notes = prepared(pairs, None, test_fraction, seed, voter)
+    learned = read_trained_on(base)
+    kept, held, dropped, notes = prepared(pairs, None, test_fraction, seed, voter, learned=learned)
     if dropped:
         notes.append(f"{dropped} comparisons between both parts were left out")
     scorer = load_scorer(base, device=device)
     check_bases(out, scorer, base_entry(base, scorer.card))
-    made = finetune(scorer, kept, held, out, seed=seed, **how)
+    made = finetune(scorer, kept, held, out, seed=seed, learned=learned, **how)
     return made.said.get("metrics", {}), dropped, notes
 
 

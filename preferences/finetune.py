@@ -12,7 +12,7 @@ square. Which comparisons a step sees depends on the seed and the step alone.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -78,6 +78,7 @@ def finetune(
     resume: bool = True,
     overwrite: bool = False,
     seed: int = 0,
+    learned: Collection[bytes] = (),
     progress: bool = True,
 ) -> Finetuned:
     """Trains a copy of `scorer` and writes it to `out`, a folder that `load_scorer` opens.
@@ -105,6 +106,7 @@ def finetune(
         resume: go on from what a killed run left in `out`; False starts anew.
         overwrite: replace the scorer that training wrote to `out` before, or a killed run with other
             settings; one with the same goes on.
+        learned: the hashes of what `scorer` itself was trained on: `read_trained_on(folder)`.
 
     Raises:
         TypeError: a scorer that is not trained whole; the message says what to do instead.
@@ -149,7 +151,7 @@ def finetune(
             "data": data_entry(scorer, train, test),
             **({} if test is None else _measured(scorer, model, test, 2 * batch)),
             "training": {**asdict(recipe), "batch": batch, "seed": seed, "log": asdict(log)},
-            "trained_on": write_trained_on(out, contents_of(scorer, train.images)),
+            "trained_on": write_trained_on(out, {*learned, *contents_of(scorer, train.images)}),
         }
     save_scorer(model, out, said)
     return Finetuned(load_scorer(out, device=scorer.device, dtype="float32"), out, log, said)

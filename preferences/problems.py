@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -131,6 +131,15 @@ def without(train: Comparisons, test: Comparisons) -> Comparisons:
     known = set(train.images)
     fresh = [left not in known and right not in known for left, right, _ in test.rows()]
     return test.take([i for i, ok in enumerate(fresh) if ok])
+
+
+def unknown_to(seen: Collection[bytes], comparisons: Comparisons) -> Comparisons:
+    """The comparisons of which neither image has one of these hashes."""
+    if not seen:
+        return comparisons
+    known = {image for image in comparisons.images if content_of(image) in seen}
+    fresh = [left not in known and right not in known for left, right, _ in comparisons.rows()]
+    return comparisons.take([i for i, ok in enumerate(fresh) if ok])
 
 
 def _name(item: Path | Pair) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .embeddings import Progress, base_scores, contents_of, embed_images
 from .entries import calibration_entry, data_entry
 from .evaluation import card_metrics
 from .keeping import kept_copies
-from .problems import first_copies, problems, without
+from .problems import first_copies, problems, unknown_to, without
 from .split import split
 from .taste import Taste, fit_taste
 from .trained import Trained
@@ -71,8 +71,8 @@ def train(
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
         robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
-            far as the base knows it. Costs two to five points of accuracy, most where the taste
-            does not mind (`benchmarks/preferences.md`).
+            far as the base knows it. Costs up to six and a half points of accuracy, most
+            where the taste does not mind (`benchmarks/preferences.md`).
         overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
             was made of the same comparisons and base.
         load: loads the base, given the images that it will see; by default `load_scorer`, on `device`.
@@ -85,7 +85,10 @@ def train(
     folder = Path(out).absolute()
     check_base(base)
     check_free(folder, bool(overwrite))
-    kept, held, dropped, notes = prepared(comparisons, test, test_fraction, seed, voter)
+    learned = read_trained_on(base)
+    kept, held, dropped, notes = prepared(
+        comparisons, test, test_fraction, seed, voter, learned=learned
+    )
     images = [*kept.images, *(held.images if held else ())]
     scorer = load(images) if load else load_scorer(base, device=device)
     require_features(scorer)
@@ -114,7 +117,7 @@ def train(
         "calibration": calibration,
         "training": {"penalty": str(taste.chosen.penalty), "seed": seed, "robust": robust},
     }
-    seen = read_trained_on(base).union(contents_of(scorer, kept.images))
+    seen = learned.union(contents_of(scorer, kept.images))
     made = PersonalScorer(scorer, state, write_personal(folder, entry, state, seen))
     about = (metrics, taste.chosen.penalty, dropped, notes)
     return Trained(made, folder, *about, difference.numpy(), p.numpy())
@@ -149,8 +152,14 @@ def prepared(
     test_fraction: float,
     seed: int,
     voter: str | None = None,
+    *,
+    learned: Collection[bytes] = (),
 ) -> tuple[Comparisons, Comparisons | None, int, list[str]]:
     """What to train on, what to hold out, how many were left out between them, and what was noticed.
+
+    Args:
+        learned: the hashes of what the base was trained on: nothing is measured on those images, as far
+            as there are others.
 
     Raises:
         ValueError: images that are missing or no pictures; comparisons that cannot be divided.
@@ -178,7 +187,28 @@ def prepared(
         dropped -= len(test)
     elif test_fraction:
         comparisons, test, dropped = _split(comparisons, test_fraction, seed)
+    test = _unlearned(learned, comparisons, test, lines)
     return comparisons, test if test is not None and len(test) else None, dropped, lines
+
+
+def _unlearned(
+    learned: Collection[bytes], fitted: Comparisons, test: Comparisons | None, lines: list[str]
+) -> Comparisons | None:
+    """The test without what the base learned from, and a line on it; one, too, where none is left."""
+    if test is not None and len(test):
+        found = unknown_to(learned, test)
+        if count := len(test) - len(found):
+            lines.append(
+                f"{count} held-out comparisons of images that the base was trained on were left out"
+            )
+        test = found
+    if test is None or not len(test):
+        if count := len(fitted) - len(unknown_to(learned, fitted)):
+            lines.append(
+                f"the base was trained on images of {count} of {len(fitted)} comparisons: what is "
+                "measured flatters it"
+            )
+    return test
 
 
 def _split(
@@ -210,13 +240,18 @@ def _held_out(
 
 
 def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Comparisons) -> Measured:
-    """The same by cross-validation, each fold's from what was fitted without its images."""
-    difference, p = taste.chosen.difference, taste.chosen.p
+    """The same by cross-validation, each fold's from what was fitted without its images.
+
+    The intervals do not know that the folds' heads share most of what they were fitted to: a little narrow.
+    """
+    difference, p, of = taste.chosen.difference, taste.chosen.p, taste.chosen.of
     if not len(p):
         return {}, None, difference, p
-    before = card_metrics(_difference(scores, kept), kept.p, kept.pairs, tau=own_tau(scorer.card))
+    judged = kept.take(of.unique().tolist())  # those between folds never are
+    before = _difference(scores, judged)
+    before = card_metrics(before, judged.p, judged.pairs, tau=own_tau(scorer.card))
     counts = {name: before[name] for name in ("comparisons", "decided")}
-    after = card_metrics(difference, p, kept.pairs, of=taste.chosen.of)
+    after = card_metrics(difference, p, kept.pairs, of=of)
     metrics = {"cross_validated": after | counts, "base": before}
     # Folds are repeated where there are few; each comparison about once, or intervals are too narrow.
     once = math.ceil(len(p) / repeats(len(kept)))

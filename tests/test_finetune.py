@@ -130,7 +130,7 @@ def test_joyquality_learns_a_taste(joyquality, data, tmp_path):
 def test_nano_learns_a_taste_at_native_sizes(nano, data, tmp_path):
     train, test = data
     result = finetune(
-        nano, train, test, tmp_path, steps=40, batch=8, accumulate=1, rate=1e-3, progress=False
+        nano, train, test, tmp_path, steps=80, batch=8, accumulate=1, rate=2e-3, progress=False
     )
     history = dict(result.log.history)
     assert history[result.log.best_step] < min(history[0] - 0.4, 0.66)
@@ -155,6 +155,13 @@ def test_the_folder_opens_like_any_other(base, data, tmp_path, request):
         result.log.history[0][1], abs=1e-5
     )
     assert not any(p.requires_grad for p in result.scorer.parameters())
+
+
+def test_a_fine_tune_of_a_fine_tune_remembers_what_both_were_trained_on(joyquality, data, tmp_path):
+    before = bytes(16)
+    quick(joyquality, data[0], None, tmp_path, learned={before})
+    own = {content_of(image) for image in data[0].images}
+    assert read_trained_on(tmp_path) == own | {before}
 
 
 def test_without_held_out_comparisons_the_last_weights_are_kept(joyquality, data, tmp_path):

@@ -14,7 +14,8 @@ from PIL import Image, ImageFilter
 
 from tastemaker.cli import main
 from tastemaker.preferences import Comparisons, train, write_comparisons
-from tastemaker.preferences.embeddings import embed_images
+from tastemaker.preferences.embeddings import content_of, embed_images
+from tastemaker.preferences.train import prepared
 from tastemaker.preferences.votes import Votes
 from tastemaker.scorers import load_scorer
 from tastemaker.scorers.checkpoint import write_checkpoint
@@ -163,20 +164,45 @@ def test_with_nothing_held_out_cross_validation_measures(compared, tmp_path):
     comparisons, _ = compared
     made = train(comparisons, out=tmp_path / "taste", test_fraction=0, progress=False)
     found = made.metrics["cross_validated"]
-    assert found["accuracy"] > 0.9 and found["decided"] == len(comparisons)
+    judged = found["decided"]  # the others lie between two folds
+    assert found["accuracy"] > 0.9 and 0.5 * len(comparisons) < judged <= len(comparisons)
+    assert made.metrics["base"]["decided"] == judged
     low, high = found["intervals"]["accuracy"]
     assert low <= found["accuracy"] <= high < low + 0.2
-    assert f"(95 %: {low:.1%} to {high:.1%}) of 240 comparisons, by cross" in made.lines()[1]
+    assert f"(95 %: {low:.1%} to {high:.1%}) of {judged} comparisons, by cross" in made.lines()[1]
     limits = load_scorer(tmp_path / "taste").card.limits
-    assert f"right in {found['accuracy']:.1%} of 240 in cross-validation" in limits
+    assert f"right in {found['accuracy']:.1%} of {judged} in cross-validation" in limits
     assert any("by cross-validation, since nothing was held out" in line for line in made.lines())
     write_comparisons(tmp_path / "pairs.csv", comparisons)
     arguments = ["train", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "b")]
     result = CliRunner().invoke(main, [*arguments, "--test-fraction", "0"])
-    assert "nothing was held out; cross-validation of 240 comparisons:" in result.stdout
     said = json.loads((tmp_path / "b" / "config.json").read_text(encoding="utf-8"))["metrics"]
+    judged = said["cross_validated"]["decided"]  # images are in another order: folds are others
+    assert f"nothing was held out; cross-validation of {judged} comparisons:" in result.stdout
     low, high = said["cross_validated"]["intervals"]["accuracy"]
     assert f"{said['cross_validated']['accuracy']:8.3f}   {low:.3f} to {high:.3f}" in result.stdout
+
+
+def test_nothing_is_measured_on_what_the_base_was_trained_on(compared, tmp_path):
+    comparisons, _ = compared
+    least, most = comparisons.pairs.amin(1), comparisons.pairs.amax(1)
+    some, rest, test = (
+        comparisons.take(which.nonzero()[:, 0].tolist())
+        for which in (most < 24, most < 16, least >= 16)
+    )
+    base = tmp_path / "first"
+    train(some, out=base, test_fraction=0, progress=False)
+    learned = read_trained_on(base)
+    _, held, _, notes = prepared(rest, test, 0.1, 0, learned=learned)
+    assert 0 < len(held) < len(test)
+    assert not learned & {content_of(image) for image in held.images}
+    left_out = "held-out comparisons of images that the base was trained on were left out"
+    assert any(left_out in note for note in notes)
+    again = train(comparisons, base, tmp_path / "again", test_fraction=0, progress=False)
+    flatters = "the base was trained on images of"
+    assert sum(flatters in note and "of 240 comparisons" in note for note in again.notes) == 1
+    fresh = train(comparisons, "nano", tmp_path / "fresh", progress=False)
+    assert not any("the base was" in note for note in fresh.notes)
 
 
 def test_too_few_to_hold_out_says_what_to_do(compared, tmp_path):
