@@ -186,6 +186,12 @@ def test_what_is_known_of_tastes_reaches_beyond_the_pictures():
     assert Space.of(torch.eye(2, 9), prior).basis.shape == (9, 2)  # seven features are constant
     pictures = torch.randn(2, 9, generator=generator(1))
     assert Space.of(pictures, prior).basis.shape == (9, 5)
+    features = torch.randn(50, 3, generator=generator(2)).double()
+    features = torch.cat(
+        [features, 3 * features[:, :1] + 1], 1
+    )  # never differs along (3, 0, 0, -1)
+    still = Space.of(features, torch.tensor([[3.0, 0, 0, -1]]).T)
+    assert torch.equal(still.basis, Space.of(features).basis)
     nothing = torch.zeros(9, 4)
     assert torch.equal(Space.of(pictures, nothing).basis, Space.of(pictures).basis)
     assert Space.of(torch.ones(3, 9), prior).basis.shape == (9, 0)
