@@ -250,10 +250,13 @@ def held_out_accuracy(own: Taste | None, held_out: Images, taste: int, base: boo
     return (ours == theirs).double().mean().item()
 
 
-def still(own: Taste | None, originals: Images, copies: Images) -> float:
-    """Share of originals that score above their copies."""
-    a, b = (s.scores if own is None else own(s.embeddings, s.scores) for s in (originals, copies))
-    return (a > b).double().mean().item()
+def still(own: Taste | None, originals: Images, copies: Images, base: bool = True) -> float:
+    """Share of originals that score above their copies. Without `own`: by nano's scores."""
+    scored = [
+        s.scores if own is None else own(s.embeddings, s.scores if base else None)
+        for s in (originals, copies)
+    ]
+    return (scored[0] > scored[1]).double().mean().item()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ were put in. Each is fitted with nano's features on crops of the pictures that n
 second moment of the weights is the prior.
 
 Run after `training/nano.py`, which writes weights without a prior. It is written beside them, in
-`scorers/weights/nano.safetensors`: `Scorer.head_prior`, which `preferences.train` rests on. `benchmarks/preferences_base.py` measures what it is worth.
+`scorers/weights/nano.safetensors`: `Scorer.head_prior`, which `preferences.train` rests on.
+`benchmarks/preferences_base.py` measures what it is worth.
 """
 
 from __future__ import annotations

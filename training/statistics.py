@@ -1,7 +1,6 @@
 """Statistics of a picture's pixels that tastes may be about: tone, colour, layout, detail at five scales.
 
-What any textbook measures, none of it chosen for a scorer or a taste. `head_prior` makes random tastes
-of them.
+What textbooks measure. `head_prior` makes random tastes of them.
 """
 
 from __future__ import annotations
