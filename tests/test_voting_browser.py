@@ -571,7 +571,7 @@ def test_at_the_end_it_says_how_to_train(browser, folder):
         page.wait("$('end').hidden")
         assert page.ready() == ("2.png", "3.png")
         said = program.end()
-        assert "1 votes of me in" in said and f"Train your scorer: {train}" in said
+        assert "1 vote of me in" in said and f"Train your scorer: {train}" in said
         assert program.run.returncode == 0
     finally:
         program.end(signal.SIGKILL)
