@@ -132,30 +132,27 @@ def _without_training(
 ) -> tuple[Comparisons, int]:
     """The comparisons, and of how many the scorer was trained on an image: with `unseen`, without
     those; else a warning counts them."""
-    trained = _trained_on(comparisons.images, options)
-    own = [left in trained or right in trained for left, right, _ in comparisons.rows()]
+    from ..preferences.problems import apart_from
+
+    fresh = apart_from(_trained_on(comparisons.images, options), comparisons)
+    if unseen and not len(fresh):
+        raise ValueError(
+            f"--unseen leaves nothing: {options.scorer} was trained on images of all "
+            f"{len(comparisons)} comparisons"
+        )
     if unseen:
-        kept = [i for i, known in enumerate(own) if not known]
-        if not kept:
-            raise ValueError(
-                f"--unseen leaves nothing: {options.scorer} was trained on images of all "
-                f"{len(own)} comparisons"
-            )
-        return comparisons.take(comparisons.pairs.new_tensor(kept)), 0
-    if any(own):
+        return fresh, 0
+    if own := len(comparisons) - len(fresh):
         advice = "; --unseen leaves those out"
-        _warn(sum(own), f"of {len(own)} comparisons are of images that", options, advice)
-    return comparisons, sum(own)
+        _warn(own, f"of {len(comparisons)} comparisons are of images that", options, advice)
+    return comparisons, own
 
 
 def _trained_on(images: Iterable[Path], options: ScorerOptions) -> set[Path]:
     """Those of the images that the scorer's own folder says it was trained on."""
-    from ..preferences.embeddings import content_of
-    from ..scorers.load import NAMES
-    from ..scorers.personal_files import read_trained_on
+    from ..preferences.problems import learned_by, learned_of
 
-    known = frozenset() if options.scorer in NAMES else read_trained_on(options.scorer)
-    return {path for path in images if known and path.is_file() and content_of(path) in known}
+    return learned_of(images, learned_by(options.scorer))
 
 
 def _warn(count: int, of: str, options: ScorerOptions, advice: str = "") -> None:

@@ -173,13 +173,13 @@ def _full(
 ) -> tuple[Mapping[str, Any], int, list[str]]:
     """Fine-tunes the whole base: its metrics, how many comparisons were left out, what was noticed."""
     from ..preferences.finetune import finetune
+    from ..preferences.problems import learned_by
     from ..preferences.train import check_bases, prepared
     from ..scorers import load_scorer
     from ..scorers.personal import base_entry, check_base
-    from ..scorers.personal_files import read_trained_on
 
     check_base(base)
-    learned = read_trained_on(base)
+    learned = learned_by(base)
     kept, held, dropped, notes = prepared(pairs, None, test_fraction, seed, voter, learned=learned)
     if dropped:
         notes.append(f"{dropped} comparisons between both parts were left out")

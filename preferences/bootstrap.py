@@ -56,7 +56,6 @@ def pair_intervals(
             nothing surer, or never; by default each once, in order.
         weights: [P], by default all 1.
     """
-    weights = None if weights is None else np.asarray(weights)
     of = np.arange(len(np.asarray(pairs))) if of is None else np.asarray(of)
     judged, first, place = np.unique(of, return_index=True, return_inverse=True)
     pairs = np.asarray(pairs)[judged]

@@ -169,8 +169,9 @@ def card_metrics(
     """
     found = {name: float(value) for name, value in pair_metrics(difference, p, tau=tau).items()}
     told = {name: value for name, value in found.items() if math.isfinite(value)}
-    decided = int(verdicts(difference, p, tau).decided.sum())
-    told |= {"comparisons": len(np.asarray(p)), "decided": decided}
+    once = slice(None) if of is None else np.unique(np.asarray(of), return_index=True)[1]
+    decided = verdicts(difference, p, tau).decided[once]
+    told |= {"comparisons": len(decided), "decided": int(decided.sum())}
     intervals = pair_intervals(difference, p, pairs, of=of, tau=tau, rounds=rounds)
     known = {name: each for name, each in intervals.items() if np.isfinite(each).all()}
     return told | {"intervals": {name: list(known[name]) for name in found if name in known}}

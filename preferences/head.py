@@ -77,13 +77,12 @@ def _joined(root: Tensor, other: Tensor, x: Tensor) -> Tensor:
     In that unit, the rows of x [N, D] times a root have a squared length of 1 on average.
     """
     length = (x @ other).square().sum(1).mean().sqrt()
-    if (
-        length <= 1e-9 * other.norm()
-    ):  # the pictures differ in nothing that tastes are known to weigh
+    if length <= 1e-9 * other.norm():  # in nothing that tastes are known to weigh do x differ
         return root
-    u, s, _ = torch.linalg.svd(torch.cat([root, other / length], 1) / math.sqrt(2))
+    both = torch.cat([root, other / length], 1) / math.sqrt(2)
+    u, s, _ = torch.linalg.svd(both, full_matrices=False)
     kept = s > 1e-9 * s[0]
-    return u[:, : len(s)][:, kept] * s[kept]
+    return u[:, kept] * s[kept]
 
 
 class Rows(NamedTuple):

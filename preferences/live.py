@@ -56,8 +56,8 @@ class HeadModel:
         due = len(p) >= AGAIN * self._weighed_at
         like = None if due else self._weighed
         penalties = PENALTIES if due else (FIRST_PENALTY,)
-        known = {"like": like, "prior": self._scorer.head_prior}
-        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, penalties=penalties, **known)
+        how = {"penalties": penalties, "like": like, "prior": self._scorer.head_prior}
+        self._taste = fit_taste(x[:, 1:], x[:, 0], comparisons, **how)
         if due:
             self._weighed, self._weighed_at = self._taste, len(p)
         return torch.cat([torch.tensor([self._taste.gain]).double(), self._taste.weight])

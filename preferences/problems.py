@@ -7,11 +7,14 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 
 from PIL import Image
 
+from ..scorers import NAMES
 from ..scorers.decode import DAMAGE
+from ..scorers.personal_files import read_trained_on
 from .comparisons import Comparisons
 from .embeddings import content_of
 
@@ -126,20 +129,20 @@ def first_copies(images: Iterable[Path]) -> dict[Path, Path]:
     return same
 
 
-def without(train: Comparisons, test: Comparisons) -> Comparisons:
-    """The comparisons of `test` between images that `train` does not have."""
-    known = set(train.images)
-    fresh = [left not in known and right not in known for left, right, _ in test.rows()]
-    return test.take([i for i, ok in enumerate(fresh) if ok])
+def learned_by(scorer: str | PathLike) -> frozenset[bytes]:
+    """The hashes of what a scorer's own folder says it was trained on; a name is no folder's."""
+    return frozenset() if str(scorer) in NAMES else read_trained_on(scorer)
 
 
-def unknown_to(seen: Collection[bytes], comparisons: Comparisons) -> Comparisons:
-    """The comparisons of which neither image has one of these hashes."""
-    if not seen:
-        return comparisons
-    known = {image for image in comparisons.images if content_of(image) in seen}
-    fresh = [left not in known and right not in known for left, right, _ in comparisons.rows()]
-    return comparisons.take([i for i, ok in enumerate(fresh) if ok])
+def learned_of(images: Iterable[Path], learned: Collection[bytes]) -> set[Path]:
+    """Those of the images that have one of these hashes. Without hashes no file is read."""
+    return {path for path in images if learned and path.is_file() and content_of(path) in learned}
+
+
+def apart_from(images: Collection[Path], comparisons: Comparisons) -> Comparisons:
+    """The comparisons of which neither image is one of these."""
+    apart = [left not in images and right not in images for left, right, _ in comparisons.rows()]
+    return comparisons.take([i for i, ok in enumerate(apart) if ok])
 
 
 def _name(item: Path | Pair) -> str:

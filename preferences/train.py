@@ -23,14 +23,14 @@ from ..scorers.personal import (
     head_state,
     require_features,
 )
-from ..scorers.personal_files import is_free, is_trained, read_trained_on, write_personal
+from ..scorers.personal_files import is_free, is_trained, write_personal
 from .comparisons import Comparisons, read_comparisons
 from .destination import check_free
 from .embeddings import Progress, base_scores, contents_of, embed_images
 from .entries import calibration_entry, data_entry
 from .evaluation import card_metrics
 from .keeping import kept_copies
-from .problems import first_copies, problems, unknown_to, without
+from .problems import apart_from, first_copies, learned_by, learned_of, problems
 from .split import split
 from .taste import Taste, fit_taste
 from .trained import Trained
@@ -85,7 +85,7 @@ def train(
     folder = Path(out).absolute()
     check_base(base)
     check_free(folder, bool(overwrite))
-    learned = read_trained_on(base)
+    learned = learned_by(base)
     kept, held, dropped, notes = prepared(
         comparisons, test, test_fraction, seed, voter, learned=learned
     )
@@ -104,8 +104,8 @@ def train(
     embedded = embed_images(scorer, images, progress=progress)
     scores, n = base_scores(scorer, embedded), len(kept.images)
     order = kept_copies(scorer, kept.images, seed, progress=progress) if robust else None
-    known = {"unit": own_tau(scorer.card), "prior": scorer.head_prior}
-    taste = fit_taste(embedded[:n], scores[:n], kept, seed=seed, kept=order, **known)
+    how = {"unit": own_tau(scorer.card), "prior": scorer.head_prior, "kept": order, "seed": seed}
+    taste = fit_taste(embedded[:n], scores[:n], kept, **how)
     if held:
         measured = _held_out(scorer, taste, embedded[n:], scores[n:], held)
     else:
@@ -183,31 +183,31 @@ def prepared(
     dropped = 0
     if test is not None:
         dropped = len(test)
-        test = without(comparisons, test)
+        test = apart_from(set(comparisons.images), test)
         dropped -= len(test)
     elif test_fraction:
         comparisons, test, dropped = _split(comparisons, test_fraction, seed)
     test = _unlearned(learned, comparisons, test, lines)
-    return comparisons, test if test is not None and len(test) else None, dropped, lines
+    return comparisons, test or None, dropped, lines
 
 
 def _unlearned(
     learned: Collection[bytes], fitted: Comparisons, test: Comparisons | None, lines: list[str]
 ) -> Comparisons | None:
     """The test without what the base learned from, and a line on it; one, too, where none is left."""
-    if test is not None and len(test):
-        found = unknown_to(learned, test)
+    if test:
+        found = apart_from(learned_of(test.images, learned), test)
         if count := len(test) - len(found):
             lines.append(
                 f"{count} held-out comparisons of images that the base was trained on were left out"
             )
         test = found
-    if test is None or not len(test):
-        if count := len(fitted) - len(unknown_to(learned, fitted)):
-            lines.append(
-                f"the base was trained on images of {count} of {len(fitted)} comparisons: what is "
-                "measured flatters it"
-            )
+    apart = fitted if test else apart_from(learned_of(fitted.images, learned), fitted)
+    if count := len(fitted) - len(apart):
+        lines.append(
+            f"the base was trained on images of {count} of {len(fitted)} comparisons: what is measured "
+            "flatters it"
+        )
     return test
 
 
@@ -250,9 +250,7 @@ def _cross_validated(scorer: Scorer, taste: Taste, scores: Tensor, kept: Compari
     judged = kept.take(of.unique().tolist())  # those between folds never are
     before = _difference(scores, judged)
     before = card_metrics(before, judged.p, judged.pairs, tau=own_tau(scorer.card))
-    counts = {name: before[name] for name in ("comparisons", "decided")}
-    after = card_metrics(difference, p, kept.pairs, of=of)
-    metrics = {"cross_validated": after | counts, "base": before}
+    metrics = {"cross_validated": card_metrics(difference, p, kept.pairs, of=of), "base": before}
     # Folds are repeated where there are few; each comparison about once, or intervals are too narrow.
     once = math.ceil(len(p) / repeats(len(kept)))
     return metrics, None, difference[:once], p[:once]

@@ -179,14 +179,14 @@ def load_nano(
     prior = state.pop("head_prior", None)  # no part of the weights: changes no score
     scorer = _from_config(config, path / "config.json" if path else WEIGHTS)
     load_exactly(scorer, state, files[0])
-    scorer.head_prior = _checked(prior, scorer.head.in_features, files[0])
+    scorer.head_prior = _checked_prior(prior, scorer.head.in_features, files[0])
     fingerprint = {"weights": weights_digest(state), "preprocessing": "native resolution"}
     card = replace(scorer._card, revision=revision, fingerprint=fingerprint)
     scorer._card = tuned_card(card, config)
     return scorer.to(device=device, dtype=dtype or torch.float32).freeze()
 
 
-def _checked(prior: Tensor | None, features: int, source: Path) -> Tensor | None:
+def _checked_prior(prior: Tensor | None, features: int, source: Path) -> Tensor | None:
     if prior is not None and not (prior.shape[:-1] == (features,) and prior.isfinite().all()):
         what = f"must be finite and [{features}, K], got {list(prior.shape)}"
         raise ValueError(f"not a nano checkpoint: head_prior {what}: {source}")

@@ -16,7 +16,7 @@ from tastemaker.preferences.comparisons import (
     write_comparisons,
     write_pairs,
 )
-from tastemaker.preferences.problems import first_copies, problems, without
+from tastemaker.preferences.problems import apart_from, first_copies, problems
 
 
 def written(folder, name, text) -> Path:
@@ -164,7 +164,7 @@ def test_problems_are_named(tmp_path):
     assert found.contradictions == ((path["a"], path["c"]),)
     assert found.leaked == (path["a"],)
     assert len(list(found.lines())) == 5 and str(path["x"]) in next(found.lines())
-    assert rows(without(train, test)) == [("d", "e", 1)]
+    assert rows(apart_from(set(train.images), test)) == [("d", "e", 1)]
 
 
 def test_no_problems(tmp_path):

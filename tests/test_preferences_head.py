@@ -187,9 +187,8 @@ def test_what_is_known_of_tastes_reaches_beyond_the_pictures():
     pictures = torch.randn(2, 9, generator=generator(1))
     assert Space.of(pictures, prior).basis.shape == (9, 5)
     features = torch.randn(50, 3, generator=generator(2)).double()
-    features = torch.cat(
-        [features, 3 * features[:, :1] + 1], 1
-    )  # never differs along (3, 0, 0, -1)
+    features = torch.cat([features, 3 * features[:, :1] + 1], 1)
+    # They never differ along (3, 0, 0, -1).
     still = Space.of(features, torch.tensor([[3.0, 0, 0, -1]]).T)
     assert torch.equal(still.basis, Space.of(features).basis)
     nothing = torch.zeros(9, 4)
