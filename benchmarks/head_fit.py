@@ -104,8 +104,7 @@ def copies(x: Tensor, base: Tensor) -> Kept:
     ways = ways - (ways @ base - 1)[:, None] * base / base.square().sum()  # the base falls by 1
     strength = torch.rand(len(better), 1, generator=g).double() + 0.5
     worse = better - strength * ways.repeat_interleave(COPIED, 0)
-    picture = torch.arange(COPIED).repeat(2)
-    return Kept(better, worse, scores, worse @ base, picture)
+    return Kept(better, worse, scores, worse @ base)
 
 
 def votes(scores: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@
         comfyui-workflow-templates-media-other comfyui-workflow-templates-media-assets-01
     python benchmarks/preferences_base.py
 
-The pictures and tastes of `preferences.py`. A base brings its score and, where it has one, its
+The pictures and tastes of `simulated.py`. A base brings its score and, where it has one, its
 `head_prior`. Here nano stands beside parts of itself: its score alone; its prior alone; and both, the
 prior made of no statistic that the three tastes are made of. And beside a base that was taught other
 tastes: a head on nano's features, from comparisons of the two tastes that the user does not have.
@@ -12,39 +12,34 @@ tastes: a head on nano's features, from comparisons of the two tastes that the u
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tastes
 import torch
+from measure import machine, table
+from preferences_report import mean_and_interval
+from simulated import (
+    Images,
+    Study,
+    answers,
+    arguments,
+    cached,
+    fit,
+    held_out_accuracy,
+    judged,
+    random_pairs,
+    split,
+    votes,
+)
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import tastes  # noqa: E402
-from measure import machine, table  # noqa: E402
-from preferences_report import mean_and_interval  # noqa: E402
-
-from preferences import (  # noqa: E402
-    HELD_OUT_VERSIONS,
-    VERSIONS,
-    Images,
-    fit,
-    held_out_accuracy,
-    images,
-    random_pairs,
-    split,
-    versions,
-    votes,
-)
-from tastemaker.scorers import load_scorer  # noqa: E402
-from tastemaker.training import head_prior  # noqa: E402
-from tastemaker.training.head_prior import Settings  # noqa: E402
+from tastemaker.scorers import load_scorer
+from tastemaker.training import head_prior
+from tastemaker.training.head_prior import Settings
 
 OUT = Path(__file__).with_suffix(".md")
 COUNTS = (25, 50, 100, 150, 200, 1000)
@@ -54,86 +49,72 @@ INGREDIENTS = ("faults", "mean", "deviation", "quantile", "detail")
 TAUGHT, TEACHER = 2500, 77  # comparisons of each of the two other tastes; their seed
 
 
-class Pictures(NamedTuple):
-    compared: Images
-    held_out: Images
-
-
 class Base(NamedTuple):
     """A base as the pictures show it, and what it brings."""
 
-    made: Pictures
+    compared: Images
+    held_out: Images
     score: bool = True
     prior: Tensor | None = None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="wheels or folders of pictures")
-    parser.add_argument("--users", type=int, default=24, help="of each taste")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = arguments(__doc__)
+    study = cached(options)
+    other = other_prior(options.sources)
     users = range(FIRST_USER, FIRST_USER + options.users)
-    made, priors = pictures(options.sources), priors_of(options.sources)
-    rows = [row(name, base, taste, users) for taste, name, base in bases(made, *priors)]
+    rows = [row(name, base, taste, users) for taste, name, base in bases(study, other)]
     head = HEAD.format(machine(torch.device("cpu")), len(users), users[0], users[-1], TAUGHT)
     header = ["taste", "base", "it alone, %", *map(str, COUNTS)]
     OUT.write_text(head + table(header, rows), encoding="utf-8")
     print(OUT.read_text(encoding="utf-8"))
 
 
-def pictures(sources: list[Path]) -> Pictures:
-    """As `preferences.build_study` makes them."""
-    made = zip(split(sources), (VERSIONS, HELD_OUT_VERSIONS), strict=True)
-    return Pictures(*(images(versions(each, count)) for each, count in made))
-
-
-def priors_of(sources: list[Path]) -> tuple[Tensor, Tensor]:
-    """nano's, and one that is made like it, but of no ingredient of the three tastes."""
+def other_prior(sources: list[Path]) -> Tensor:
+    """One that is made like nano's, but of no ingredient of the three tastes."""
     scorer, settings = load_scorer("nano", device="cpu"), Settings()
     crops = head_prior.made(scorer, split(sources)[0], settings)
-    return scorer.head_prior, head_prior.head_prior(crops, settings, INGREDIENTS)
+    return head_prior.head_prior(crops, settings, INGREDIENTS)
 
 
-def bases(made: Pictures, prior: Tensor, other: Tensor) -> Iterator[tuple[int, str, Base]]:
+def bases(study: Study, other: Tensor) -> Iterator[tuple[int, str, Base]]:
+    pictures = study.compared, study.held_out
     for taste in range(len(tastes.TASTES)):
-        yield taste, "nano's score", Base(made)
-        yield taste, "nano's prior", Base(made, False, prior)
-        yield taste, "nano", Base(made, True, prior)
-        yield taste, "nano, other statistics", Base(made, True, other)
-        yield taste, "the other two tastes", Base(taught(made, taste), True, prior)
+        yield taste, "nano's score", Base(*pictures)
+        yield taste, "nano's prior", Base(*pictures, False, study.prior)
+        yield taste, "nano", Base(*pictures, True, study.prior)
+        yield taste, "nano, other statistics", Base(*pictures, True, other)
+        yield taste, "the other two tastes", Base(*taught(pictures, taste), True, study.prior)
 
 
-def taught(made: Pictures, taste: int) -> Pictures:
+def taught(pictures: tuple[Images, Images], taste: int) -> tuple[Images, ...]:
     """The same pictures, with the scores of a head that learned the other tastes."""
-    rng, compared = np.random.default_rng(TEACHER), made.compared
+    compared, rng = pictures[0], np.random.default_rng(TEACHER)
     others = [other for other in range(len(tastes.TASTES)) if other != taste]
     pairs = [random_pairs(len(compared.scores), TAUGHT, rng) for _ in others]
     said = [votes(compared.tastes[:, t], p, rng) for t, p in zip(others, pairs, strict=True)]
     head = fit(compared, torch.cat(pairs), torch.cat(said))
-    return Pictures(*(e._replace(scores=head(e.embeddings, e.scores)) for e in made))
+    return tuple(each._replace(scores=judged(head, each)) for each in pictures)
 
 
 def row(name: str, base: Base, taste: int, users: range) -> list[str]:
     who = list(tastes.TASTES)[taste]
     gained = np.array([gains(base, taste, user) for user in tqdm(users, desc=f"{who}, {name}")])
     cells = [mean_and_interval(each) for each in gained.T]
-    alone = 100 * held_out_accuracy(None, base.made.held_out, taste)
+    alone = 100 * held_out_accuracy(None, base.held_out, taste)
     told = f"{alone:.1f}" if base.score else ""
     return [who, name, told, *(f"{100 * m:+.1f} ± {100 * h:.1f}" for m, h in cells)]
 
 
 def gains(base: Base, taste: int, user: int) -> list[float]:
     """What the base adds to the held-out accuracy of a head from scratch, by count."""
-    (compared, held_out), rng = base.made, np.random.default_rng(user)
-    pairs = random_pairs(len(compared.scores), max(COUNTS), rng)
-    p = votes(compared.tastes[:, taste], pairs, rng)
     found = []
+    pairs, p = answers(base.compared, taste, max(COUNTS), np.random.default_rng(user))
     for count in COUNTS:
-        asked = compared, pairs[:count], p[:count]
+        asked = base.compared, pairs[:count], p[:count]
         own, scratch = fit(*asked, base.prior, base.score), fit(*asked, base=False)
-        after = held_out_accuracy(own, held_out, taste, base.score)
-        found.append(after - held_out_accuracy(scratch, held_out, taste, False))
+        after = held_out_accuracy(own, base.held_out, taste)
+        found.append(after - held_out_accuracy(scratch, base.held_out, taste))
     return found
 
 

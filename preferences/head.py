@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TOLERANCE = 1e-9  # of the gradient, where the curvature is about 1
+STALLED = 1e-15  # a loss that falls by less falls by rounding: some never come to that gradient
 ROUGHLY = 1e-5  # the same, where fits are only compared: changes the loss in the sixth digit
 MAX_ITERATIONS = 500
 
@@ -130,7 +131,6 @@ def fit_mean(
     p: Tensor,
     parts: Sequence[Part],
     more: Rows | None = None,
-    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """The weighted mean [D] float64 of one fitted head for each part; otherwise as `fit_head`.
 
@@ -157,7 +157,7 @@ def fit_mean(
     for weight, penalty, start in zip(weights, penalties, w0, strict=True):
         if not math.isinf(penalty):
             offset = rows.x @ start + rows.ahead
-            u = _search(rows._replace(x=turned), offset, penalty, u, tolerance)
+            u = _search(rows._replace(x=turned), offset, penalty, u)
             moved = moved + weight * u
     return mean + basis @ moved
 
@@ -174,7 +174,7 @@ def rotated(weighted: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return axes if basis is None else basis @ axes, x @ axes
 
 
-def _search(rows: Rows, offset: Tensor, penalty: float, start: Tensor, tolerance: float) -> Tensor:
+def _search(rows: Rows, offset: Tensor, penalty: float, start: Tensor) -> Tensor:
     """u [R] that minimises the loss at z = offset + x u, + penalty |u|^2, by L-BFGS from `start`.
 
     In coordinates v = u / scale in which the curvature is at most 1, and about 1 in all directions,
@@ -188,8 +188,8 @@ def _search(rows: Rows, offset: Tensor, penalty: float, start: Tensor, tolerance
         max_iter=MAX_ITERATIONS,
         max_eval=2 * MAX_ITERATIONS,
         history_size=20,
-        tolerance_grad=tolerance,
-        tolerance_change=0.0,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=STALLED,
         line_search_fn="strong_wolfe",
     )
 

@@ -57,7 +57,7 @@ def kept_copies(
     right = above > below  # [N, kinds]
     right &= right.double().mean(0) >= KNOWN
     which = right.nonzero()[:, 0]
-    return Kept(originals[which], worse[right], above[which, 0], below[right], which)
+    return Kept(originals[which], worse[right], above[which, 0], below[right])
 
 
 def _copies(path: Path, content: bytes) -> dict[bytes, Callable[[], Image.Image]]:

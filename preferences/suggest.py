@@ -9,6 +9,10 @@ linear in the features slower. For their sake, too, images that lie far apart ar
 would say most about a linear taste, but of one that has an optimum between the two nothing, or worse.
 Several suggestions are made one after the other, each as if those before were answered, so that they
 do not ask the same.
+
+Candidates are random pairs, a few of each image drawn. The best of all pairs would be far from what
+pairs are like on the whole, and a head that cannot be quite right, since it is linear and keeps copies
+below originals, learned from such pairs to judge the others worse.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from .taste import Taste
 
 MOST = 1.0  # penalty: an infinite one says that nothing was learned yet, not that all is known
 CURVED = 4.0  # at the mean squared distance, a linear head trusts a vote 1 + CURVED times less
-IMAGES = 160  # drawn for one suggestion; every pair of them is a candidate: 12,720
+IMAGES = 160  # drawn for one suggestion
+CANDIDATES = 4  # pairs of each of them: with the next ones in the order drawn
 
 
 class Posterior(NamedTuple):
@@ -72,7 +77,7 @@ def suggest_pairs(
     Args:
         x: [N, D] features of all images, as those that the head reads.
         compared: [P, 2] pairs that need not be asked again.
-        images: how many of the N are drawn, of whose pairs all are considered; at least 2 count.
+        images: how many of the N are drawn; at least 4 count.
     """
     if x.ndim != 2 or x.shape[1:] != known.mean.shape:
         raise ValueError(f"features must be [N, {len(known.mean)}], got {list(x.shape)}")
@@ -112,15 +117,18 @@ def _best(features: Tensor, known: Posterior, count: int, open_: Tensor) -> Tens
     """Up to `count` pairs of M images that are worth most, [K, 2], each as if those before were answered.
 
     Args:
-        features: [M, D] float64. open_: [M, M] bool, which pairs may be asked.
+        features: [M, D] float64, in the order drawn: candidates are pairs of those next to each
+            other, and all where none of these is left.
+        open_: [M, M] bool, which pairs may be asked.
     """
     score = features @ known.mean  # [M]
     trust = linearity(features)
     whitened = torch.linalg.solve_triangular(known.factor, features.T, upper=False)
     covariance = whitened.T @ whitened  # [M, M] of the scores
-    open_, pairs = open_.clone(), []
+    near, open_, pairs = _next_ones(len(features)), open_.clone(), []
     while len(pairs) < count and open_.any():
-        gain = information(score, covariance, trust).masked_fill(~open_, -1)
+        candidates = near & open_ if (near & open_).any() else open_
+        gain = information(score, covariance, trust).masked_fill(~candidates, -1)
         i, j = divmod(int(gain.argmax()), len(features))
         pairs.append((i, j))
         covariance = observed(score, covariance, i, j, trust)
@@ -193,6 +201,12 @@ def _of_pairs(matrix: Tensor) -> Tensor:
     """d^T A d for every d = e_i - e_j of a symmetric A: [M, M]."""
     diagonal = matrix.diagonal()
     return diagonal[:, None] + diagonal - 2 * matrix
+
+
+def _next_ones(m: int) -> Tensor:
+    """Which pairs of m things are at most `CANDIDATES` apart, in a circle: [m, m] bool."""
+    apart = (torch.arange(m)[:, None] - torch.arange(m)).abs()
+    return torch.minimum(apart, m - apart) <= CANDIDATES
 
 
 def _among(drawn: Tensor, compared: Tensor | None, n: int) -> Tensor:

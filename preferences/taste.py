@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from .comparisons import Comparisons
-from .head import ROUGHLY, Part, Rows, Space, fit_mean
+from .head import Part, Rows, Space, fit_mean
 from .weighing import PENALTIES, TYPICAL, CrossValidation, cross_validate
 
 BASE = (0.0, 0.5, 1.0, 2.0)  # how much of the base's score a taste may start from, in its units
 DEAR = 0.1  # times the score: its weight is dearer to move than those of the embedding
 STRENGTH = 4.0  # of what is kept, all together, where all comparisons together weigh 1
 SHARP = 32.0  # 1 / the score difference within which the order of what is kept is in doubt
-MARGINS = (0.2, 0.3, 0.4)  # of the difference that the base makes: what must be left of it
-LOSS = 0.02  # share of kept pairs, of pictures that were not fitted, that may be turned round
+MARGIN = 0.17  # by how much on average: without, the order does not hold for other pictures
 
 
 class View(NamedTuple):
@@ -53,31 +52,24 @@ class View(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A pairs whose order a taste must not turn round: the embeddings [A, D] and base scores [A].
-
-    `picture` [A] says of which picture they are: what holds for some has to hold for others.
-    """
+    """A pairs whose order a taste must not turn round: the embeddings [A, D] and base scores [A]."""
 
     better: Tensor
     worse: Tensor
     better_scores: Tensor
     worse_scores: Tensor
-    picture: Tensor
 
-    def rows(self, view: View, margin: float = 0.0) -> Rows:
-        """As comparisons with a loss that is almost flat once the order is right.
+    def rows(self, view: View) -> Rows:
+        """As comparisons with a loss that is almost flat once `MARGIN` is kept.
 
-        It says nothing about by how much, beyond a share of what the base says: softplus(-s z) / s is
-        a hinge at 0, rounded by 1 / s.
+        Each pair has to keep it in proportion to what the base makes of the pair, so that a copy that
+        can hardly be told from its original need not fall by as much as a bad one. Beyond, the loss
+        says nothing: softplus(-s z) / s is a hinge at 0, rounded by 1 / s.
         """
         x = view(self.better, self.better_scores) - view(self.worse, self.worse_scores)
-        n = len(x)
-        least = margin * x @ view.starts([1.0])[0]
+        n, base = len(x), self.better_scores - self.worse_scores
         weight = x.new_full((n,), STRENGTH / SHARP / max(n, 1))
-        return Rows(SHARP * x, x.new_ones(n), weight, -SHARP * least)
-
-    def take(self, which: Tensor) -> Kept:
-        return Kept(*(value[which] for value in self))
+        return Rows(SHARP * x, x.new_ones(n), weight, -SHARP * MARGIN * base.double() / base.mean())
 
 
 class Taste(NamedTuple):
@@ -143,12 +135,12 @@ def fit_taste(
     features = view(embeddings, scores)
     left, right = comparisons.pairs.T
     x, p = features[left] - features[right], comparisons.p
-    kept = kept if kept is not None and len(kept.picture) else None
+    more = kept.rows(view) if kept is not None and len(kept.better) else None
     if like is not None:
         chosen = CrossValidation.untried(*map(view.restarted, like.chosen.parts))
     else:
-        chosen = _weighed(x, comparisons, view, penalties, seed, kept)
-    w = fit_keeping(x, p, chosen.parts, kept, view) if kept else fit_mean(x, p, chosen.parts)
+        chosen = _weighed(x, comparisons, view, penalties, seed, more)
+    w = fit_mean(x, p, chosen.parts, more)
     axes = space.basis.shape[1]
     gain = 0.0 if scores is None else DEAR * view.gain * float(w[axes])
     bias = 0.0 if scores is None else -gain * float(scores.double().mean())
@@ -161,35 +153,11 @@ def _weighed(
     view: View,
     penalties: Sequence[float],
     seed: int,
-    kept: Kept | None,
+    more: Rows | None,
 ) -> CrossValidation:
     """Of several penalties; where there is one, or nothing to test them on, from the base as it is."""
     if len(penalties) > 1:
-        more = kept.rows(view, MARGINS[0]) if kept else None
         found = cross_validate(x, view.starts(), comparisons, penalties, seed, TYPICAL, more)
         if found.nll:
             return found
     return CrossValidation.untried(Part(1.0, max(penalties), view.starts([1.0])[0]))
-
-
-def fit_keeping(x: Tensor, p: Tensor, parts: Sequence[Part], kept: Kept, view: View) -> Tensor:
-    """`fit_mean`, with the least margin under which what is kept holds for pictures not fitted, too.
-
-    Half of the pictures are fitted, the order of the other half's pairs is looked at, and the other
-    way round. Margins cost accuracy where the taste does not mind what the base does.
-    """
-    likeliest = max(parts, key=lambda part: part.weight)
-    enough = (m for m in MARGINS[:-1] if turned_round(x, p, likeliest, kept, view, m) <= LOSS)
-    return fit_mean(x, p, parts, kept.rows(view, next(enough, MARGINS[-1])))
-
-
-def turned_round(x: Tensor, p: Tensor, part: Part, kept: Kept, view: View, margin: float) -> float:
-    """Share of the kept pairs that are in the wrong order when their pictures are not fitted."""
-    place = kept.picture.unique(return_inverse=True)[1]
-    first = place < (place.max() + 1) / 2
-    wrong = 0
-    for fitted in (first, ~first):
-        alone = part._replace(weight=1.0)
-        w = fit_mean(x, p, [alone], kept.take(fitted).rows(view, margin), ROUGHLY)
-        wrong += int((kept.take(~fitted).rows(view).x @ w <= 0).sum())
-    return wrong / len(place)

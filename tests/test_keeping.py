@@ -9,17 +9,9 @@ from tastemaker.preferences import keeping
 from tastemaker.preferences import taste as tastes
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.embeddings import embed_images
-from tastemaker.preferences.head import Part, Rows, fit_head
+from tastemaker.preferences.head import Rows, fit_head
 from tastemaker.preferences.keeping import kept_copies
-from tastemaker.preferences.taste import (
-    LOSS,
-    MARGINS,
-    Kept,
-    View,
-    fit_keeping,
-    fit_taste,
-    turned_round,
-)
+from tastemaker.preferences.taste import Kept, View, fit_taste
 from tastemaker.scorers import load_scorer
 from tastemaker.scorers.personal import score_features
 
@@ -124,57 +116,46 @@ def known(pictures=200, d=12, seed=0):
     other = torch.randn(d, generator=g).double() - 0.5 * base
     p = ((x @ other)[pairs[:, 0]] > (x @ other)[pairs[:, 1]]).double()
     right = x @ base > worse @ base
-    kept = Kept(
-        x[right], worse[right], (x @ base)[right], (worse @ base)[right], right.nonzero()[:, 0]
-    )
+    kept = Kept(x[right], worse[right], (x @ base)[right], (worse @ base)[right])
     return x, x @ base, Comparisons(tuple(range(pictures)), pairs, p), kept
 
 
-def problem(seed=0, penalty=0.01):
-    x, scores, comparisons, kept = known(seed=seed)
-    view = View(tastes.Space.of(x), 1 / float(scores.std()))
-    features, (left, right) = view(x, scores), comparisons.pairs.T
-    part = Part(1.0, penalty, view.starts([0.5])[0])
-    return features[left] - features[right], comparisons.p, part, kept, view
-
-
-def test_a_margin_leaves_a_share_of_what_the_base_says():
-    x, p, part, kept, view = problem()
-    said = kept.rows(view).x @ view.starts([1.0])[0] / tastes.SHARP
-    left = []
-    for margin in (0.0, 0.5):
-        rows = kept.rows(view, margin)
-        w = tastes.fit_mean(x, p, [part], rows)
-        left.append(float((kept.rows(view).x @ w / tastes.SHARP / said).median()))
-    assert left[0] < 0.3 < left[1]
+def falls(taste, kept):
+    """By how much each copy is below its original."""
+    better, worse = taste(kept.better, kept.better_scores), taste(kept.worse, kept.worse_scores)
+    return better - worse
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_margin_is_the_least_that_holds_for_other_pictures(seed, monkeypatch):
-    x, p, part, kept, view = problem(seed)
-    margins = (0.0, 0.2, 0.4, 0.8)
-    monkeypatch.setattr(tastes, "MARGINS", margins)
-    turned = [turned_round(x, p, part, kept, view, margin) for margin in margins]
-    assert turned[0] > turned[-1]
-    for most in (1.0, turned[1], turned[2], -1.0):
-        monkeypatch.setattr(tastes, "LOSS", most)
-        enough = [m for m, share in zip(margins[:-1], turned[:-1], strict=True) if share <= most]
-        expected = tastes.fit_mean(x, p, [part], kept.rows(view, enough[0] if enough else 0.8))
-        assert torch.equal(fit_keeping(x, p, [part], kept, view), expected)
+def test_a_margin_makes_the_order_hold_for_other_pictures(seed, monkeypatch):
+    x, scores, comparisons, kept = known(seed=seed)
+    half = len(kept.better) // 2
+    seen, others = Kept(*(v[:half] for v in kept)), Kept(*(v[half:] for v in kept))
+    wrong = []
+    for margin in (0.0, tastes.MARGIN, 0.5):
+        monkeypatch.setattr(tastes, "MARGIN", margin)
+        found = falls(fit_taste(x, scores, comparisons, kept=seen), others)
+        wrong.append(float((found <= 0).double().mean()))
+    free = falls(fit_taste(x, scores, comparisons), others)
+    free = float((free <= 0).double().mean())
+    assert free > wrong[0] > wrong[1] >= wrong[2], "no copies, no margin, ours, a large one"
+    assert wrong[1] < free / 2 and wrong[2] < 0.05
 
 
-def test_what_is_fitted_tells_nothing_of_other_pictures(monkeypatch):
-    """Each pair is judged by a head that saw no pair of its picture."""
-    x, p, part, kept, view = problem()
-    seen = []
-    fit = tastes.fit_mean
-
-    def noted(x, p, parts, more, tolerance):
-        seen.append(len(more.x))
-        return fit(x, p, parts, more, tolerance)
-
-    monkeypatch.setattr(tastes, "fit_mean", noted)
-    twice = kept.take(torch.arange(len(kept.picture)).repeat(2))
-    turned_round(x, p, part, twice, view, MARGINS[0])
-    assert sum(seen) == len(twice.picture) and all(count % 2 == 0 for count in seen)
-    assert 0 < LOSS < 1
+@pytest.mark.parametrize("based", [True, False])
+def test_a_copy_falls_in_proportion_to_what_the_base_makes_of_it(based, monkeypatch):
+    """Whatever the unit of the base's scores, and for a head that starts from nothing, too."""
+    x, scores, comparisons, kept = known()
+    for scale in (1.0, 100.0):
+        given = kept._replace(
+            better_scores=scale * kept.better_scores, worse_scores=scale * kept.worse_scores
+        )
+        view = View(tastes.Space.of(x), 1 / (scale * float(scores.std())) if based else None)
+        rows, base = given.rows(view), kept.better_scores - kept.worse_scores
+        least = -rows.ahead / tastes.SHARP
+        assert torch.allclose(least, tastes.MARGIN * base / base.mean())
+    monkeypatch.setattr(tastes, "STRENGTH", 1e3)  # nothing else counts
+    rows, (left, right) = given.rows(view), comparisons.pairs.T
+    seen = view(x, scale * scores)
+    w = fit_head(seen[left] - seen[right], comparisons.p, view.starts()[0], 1e-4, rows)
+    assert (rows.x @ w / tastes.SHARP > least - 2 / tastes.SHARP).all()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tastemaker.preferences.comparisons import Comparisons
 from tastemaker.preferences.head import fit_head
 from tastemaker.preferences.suggest import (
+    CANDIDATES,
     CURVED,
     IMAGES,
     information,
@@ -203,3 +204,15 @@ def test_of_many_images_only_those_drawn_or_compared_are_looked_at(based):
     unseen = x.masked_fill(other[:, None], math.nan)
     assert other.any()
     assert torch.equal(suggest_for(taste, unseen, scores, pairs, 6, seed=3), found)
+
+
+@given(st.integers(0, 99))
+def test_candidates_are_random_pairs(seed):
+    """Whatever the features say: of each image, those with the next few in the order drawn."""
+    x = features(300, 4, seed)
+    x[::10] *= 100  # pairs of these would tell most
+    found = suggest_pairs(x, posterior(x[:20] - x[20:40], torch.zeros(4), 0.1), 5, seed=seed)
+    drawn = torch.randperm(300, generator=torch.Generator().manual_seed(seed))[:IMAGES].tolist()
+    for left, right in found.tolist():
+        apart = abs(drawn.index(left) - drawn.index(right))
+        assert min(apart, IMAGES - apart) <= CANDIDATES
