@@ -88,6 +88,13 @@ class TrainPersonalScorer(io.ComfyNode):
                     tooltip="Whose votes, where a store holds those of several. Empty: of the only "
                     "one who voted.",
                 ),
+                io.Boolean.Input(
+                    "robust",
+                    default=True,
+                    optional=True,
+                    tooltip="JPEG and low-resolution copies of your pictures stay below them, whatever "
+                    "the votes say. Off: by the votes alone, which it then guesses better.",
+                ),
             ],
             outputs=[
                 SCORER.Output(display_name="scorer", tooltip="The personal scorer."),
@@ -107,12 +114,14 @@ class TrainPersonalScorer(io.ComfyNode):
         overwrite: bool,
         votes: Chosen | None = None,
         voter: str = "",
+        robust: bool = True,
     ) -> io.NodeOutput:
         folder, source = destination(name), resolve(base)
         made = train(
             *(votes_file(votes), source, folder),
             voter=voter.strip() or None,
             test_fraction=test_fraction,
+            robust=robust,
             overwrite=overwrite or SAME,
             load=lambda images: _load(source, images),
             progress=_progress(),

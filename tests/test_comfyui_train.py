@@ -105,6 +105,13 @@ def test_votes_become_a_scorer_that_scores_as_its_files_do(comfyui, compared):
     assert Image.open(picture).size == (900, 480)
 
 
+def test_copies_are_kept_below_unless_told_otherwise(comfyui, compared):
+    for name, given in (("kept", {}), ("free", {"robust": False})):
+        comfyui.run(training(name=name, **given))
+        config = json.loads((folder_of(comfyui, name) / "config.json").read_text())
+        assert config["personal"]["training"]["robust"] is not bool(given)
+
+
 def test_it_trains_again_when_the_votes_have_changed(comfyui, compared):
     images, radii = compared
     path = comfyui.base / "input" / "changing.csv"
@@ -228,7 +235,7 @@ def test_what_is_wrong_with_the_votes_is_said_in_a_line(comfyui, compared):
         "": "votes: give the path of a",
         "nowhere.csv": "no such file: .*nowhere.csv",
         "probabilities.json": "a label is 1",
-        "gone.csv": "1 missing as files: .*gone.png",
+        "gone.csv": r"no such file \(1\): .*gone.png",
         "one.csv": r"cannot be divided .*\(--test-fraction 0\)",
         str(folder): "a folder, not a file of comparisons",
     }
