@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ..wording import counted
 from .beside import known_later, refuse_among_pictures, refuse_foreign
 from .options import (
     EXISTING_FILE,
@@ -23,7 +24,6 @@ from .options import (
     source_options,
     with_scorer,
 )
-from .wording import counted
 
 if TYPE_CHECKING:
     from ..report.rows import Row

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..wording import counted
 from .beside import refuse_foreign
 from .options import EXISTING_FILE, OUTPUT_FILE, ScorerOptions, device_options, load_from_options
-from .wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor

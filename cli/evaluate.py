@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +166,9 @@ def _print(found: Evaluated, as_json: bool) -> None:
             f"\n{name:<16}{'value':>9}   {'95 % interval':<18}  {TABLES.get(name, '')}".rstrip()
         )
         for key, m in table.items():
-            interval = f"{m.low:.4f} to {m.high:.4f}"
-            click.echo(f"{key:<16}{m.value:>9.4f}   {interval:<18}  {MEANING[key]}")
+            value = "-" if isnan(m.value) else f"{m.value:.4f}"
+            interval = "-" if isnan(m.low) else f"{m.low:.4f} to {m.high:.4f}"
+            click.echo(f"{key:<16}{value:>9}   {interval:<18}  {MEANING[key]}")
     if by_distance := found.details.get("by_distance"):
         click.echo()
     for b in by_distance or ():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ..wording import counted
 from .options import ScorerOptions, load_from_options, with_scorer
-from .wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,6 +54,7 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     from .judged import read_part, scores_of_images
 
     comparisons, called = read_part(file, how.part, how.voter)
+    comparisons = _of_two(comparisons)
     comparisons, trained = _without_training(comparisons, options, how.unseen)
     called += ", unseen images" if how.unseen else ""
     scores = scores_of_images(comparisons.images, options, how.journal, how.retry_errors)
@@ -65,9 +67,9 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     )
     lines = [
         f"{_named(scores)} on {called}: {counted(len(found.p), 'comparison')} of "
-        f"{counted(found.images, 'image')}, {found.ties} ties",
+        f"{counted(found.images, 'image')}, {counted(found.ties, 'tie')}",
         f"tau {tau:.6g} ({source})" if tau else f"no tau: {source}",
-        f"spearman and kendall: {found.ranked} images that comparisons connect",
+        f"spearman and kendall: {counted(found.ranked, 'image')} that comparisons connect",
     ]
     if found.left_out:
         lines.append(f"left out: {counted(found.left_out, 'comparison')} of images without a score")
@@ -84,6 +86,18 @@ def on_comparisons(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     arrays = (found.difference, found.p)
     plots = pair_plots(*arrays, tau=tau, distance=found.distance, name=scores.name)
     return Evaluated(lines, tables, details, plots, list(kept.images), scores)
+
+
+def _of_two(comparisons: Comparisons) -> Comparisons:
+    """Those of two different images; warnings name what else is odd about them."""
+    from ..preferences.problems import doubts
+
+    found = comparisons.of_two()
+    if not len(found):
+        raise ValueError("there is no comparison of two different images")
+    for line in replace(doubts(comparisons), duplicates=()).lines():  # those may well be meant
+        click.echo(f"Warning: {line}", err=True)
+    return found
 
 
 def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
@@ -114,7 +128,9 @@ def on_ratings(file: Path, options: ScorerOptions, how: How) -> Evaluated:
     where = how.columns["where"]
     if where:
         asked = ", ".join(f"{name}={value}" for name, value in where)
-        lines.append(f"selected: {asked}; {ratings.left_out} other rows are left out")
+        lines.append(f"selected: {asked}; left out: {counted(ratings.left_out, 'row')}")
+    if ratings.unrated:
+        lines.append(f"left out: {counted(ratings.unrated, 'row')} without a rating")
     if found.left_out:
         lines.append(f"left out: {counted(found.left_out, 'image')} without a score")
     details = {

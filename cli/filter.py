@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..wording import counted
 from .options import EXISTING_FILE, ScorerOptions, SourceOptions, scorer_options, scores_options
-from .wording import counted
 
 if TYPE_CHECKING:
     from .transfer import Failure, Step

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..wording import counted
 from .options import ScorerOptions
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def is_comparisons(path: Path) -> bool:
 
     Not so: scores (a journal), an ensemble's .json, and tables without the columns left and right.
     """
+    from ..preferences.tables import delimiter_of
     from ..preferences.votes import is_votes
 
     with open(path, "rb") as file:
@@ -34,11 +36,12 @@ def is_comparisons(path: Path) -> bool:
     text = start.decode("utf-8-sig", "replace").lstrip()
     if text.startswith(("{", "[")):
         return '"tastemaker"' not in text
+    first = text.partition("\n")[0]
     try:
-        header = next(csv.reader(text.splitlines()[:1]), [])
+        header = next(csv.reader([first], delimiter=delimiter_of(first)), [])
     except csv.Error:  # a NUL, before Python 3.11
         return False
-    return {"left", "right"} <= {cell.strip() for cell in header}
+    return {"left", "right"} <= {cell.strip().lower() for cell in header}
 
 
 def read_part(
@@ -86,7 +89,8 @@ def scores_of_images(
     if len(there) < len(images):
         lost = next(image for image in images if not image.is_file())
         click.echo(
-            f"Warning: {len(images) - len(there)} images are no files, such as {lost}", err=True
+            f"Warning: no files: {counted(len(images) - len(there), 'image')}, such as {lost}",
+            err=True,
         )
     scores = scores_of(
         [str(image) for image in there], options, journal=journal, retry_errors=retry_errors

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..wording import counted
 from .options import OUTPUT_FILE, ScorerOptions, SourceOptions, scorer_options, source_options
-from .wording import counted
 
 if TYPE_CHECKING:
     from .scoring import Run

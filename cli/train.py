@@ -175,6 +175,7 @@ def _full(
     from ..preferences.finetune import finetune
     from ..preferences.problems import learned_by
     from ..preferences.train import check_bases, prepared
+    from ..preferences.trained import left_out
     from ..scorers import load_scorer
     from ..scorers.personal import base_entry, check_base
 
@@ -182,9 +183,11 @@ def _full(
     learned = learned_by(base)
     kept, held, dropped, notes = prepared(pairs, None, test_fraction, seed, voter, learned=learned)
     if dropped:
-        notes.append(f"{dropped} comparisons between both parts were left out")
+        notes.append(left_out(dropped))
     scorer = load_scorer(base, device=device)
     check_bases(out, scorer, base_entry(base, scorer.card))
+    if held:
+        notes.append("its best state was chosen by the held-out loss: what is held out flatters it")
     made = finetune(scorer, kept, held, out, seed=seed, learned=learned, **how)
     return made.said.get("metrics", {}), dropped, notes
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from ..wording import counted
 from .options import EXISTING_FILE, OUTPUT_FILE
-from .wording import counted
 
 if TYPE_CHECKING:
     from ..preferences.booth import Booth
@@ -79,7 +79,8 @@ def command(
     Left and right arrow (or A and D) prefer a picture, the down arrow or Space calls a tie, S skips,
     Z takes back; hold a picture to see both magnified. A vote is on the disk before the next pair
     appears. Meanwhile the base scorer's head learns from the votes, and the page tells how well it
-    guesses them. Given a CSV of pairs, the page asks about these.
+    guesses them, from the votes alone: `train` besides keeps spoiled copies below the pictures, unless
+    with --no-robust. Given a CSV of pairs, the page asks about these.
 
     Where another voter has votes in the same file, one in four of the random pairs is one that
     was judged there, without showing how: `tastemaker agree` then tells how alike the voters are.

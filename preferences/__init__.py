@@ -10,13 +10,16 @@ trained.scorer.score(["a.png"])
 
 from .comparisons import Comparisons, read_comparisons, write_comparisons
 from .finetune import Finetuned, finetune
+from .problems import Problems, problems
 from .train import Trained, train
 
 __all__ = [
     "Comparisons",
     "Finetuned",
+    "Problems",
     "Trained",
     "finetune",
+    "problems",
     "read_comparisons",
     "train",
     "write_comparisons",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 
 from ..scorers.checkpoint import replacing
+from ..wording import counted
+from .tables import number_of, read_table
 
 LABELS = {1: 1.0, 0: 0.5, -1: 0.0}  # of the JSON -> p
 HEADER = ["left", "right", "p"]
@@ -77,6 +80,10 @@ class Comparisons:
         used, compact = pairs.unique(return_inverse=True)
         images = tuple(self.images[i] for i in used.tolist())
         return Comparisons(images, compact.reshape(-1, 2), self.p[which])
+
+    def of_two(self) -> Comparisons:
+        """Those of two images: an image compared with itself says nothing."""
+        return self.take(self.pairs[:, 0] != self.pairs[:, 1])
 
     def merged(self, same: Mapping[Path, Path]) -> Comparisons:
         """Every image replaced by what `same` has for it: copies of one picture become one image."""
@@ -191,34 +198,42 @@ def _json_rows(rows: Any, name: str, path: Path) -> Iterator[tuple[Path, Path, f
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, float]]:
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = csv.reader(file)
-        try:
-            header = [cell.strip() for cell in next(lines, [])]
-            if header != HEADER:
-                got = ",".join(header)[:80]
-                commas = " (with commas)" if ";" in got else ""
-                raise ValueError(f"line 1 of {path} must be left,right,p{commas}, got {got}")
-            for cells in lines:
-                if cells:
-                    yield _csv_row(cells, f"line {lines.line_num} of {path}", path.parent)
-        except csv.Error as error:
-            raise ValueError(f"line {lines.line_num} of {path}: {error}") from None
+    """Those that have an answer; a warning counts the others."""
+    rows, header, decimal_comma = read_table(path)
+    names = [cell.lower() for cell in header]
+    if not set(HEADER) <= set(names):
+        raise ValueError(
+            f"line 1 of {path} must name the columns left, right and p, got {','.join(header)[:80]}"
+        )
+    at = [names.index(name) for name in HEADER]
+    unanswered = 0
+    for number, cells in rows:
+        where = f"line {number} of {path}"
+        if len(cells) != len(header) or not all(cells[i].strip() for i in at[:2]):
+            raise ValueError(f"{where} is no comparison: {','.join(header)}")
+        left, right, text = (cells[i] for i in at)
+        if text.strip():
+            yield path.parent / left, path.parent / right, _probability(text, decimal_comma, where)
+        else:
+            unanswered += 1
+    if unanswered and unanswered == len(rows):
+        raise ValueError(f"nobody has answered {path} yet: tastemaker vote {path}")
+    if unanswered:
+        warnings.warn(
+            f"{path}: left out, {counted(unanswered, 'pair')} without an answer", stacklevel=3
+        )
 
 
-def _csv_row(cells: list[str], where: str, folder: Path) -> tuple[Path, Path, float]:
-    if len(cells) != 3 or not cells[0] or not cells[1]:
-        raise ValueError(f"{where} is no comparison: left,right,p")
-    try:
-        p = float(cells[2])
-    except ValueError:
-        raise ValueError(f"{where}: p must be a number, got {cells[2]!r}") from None
+def _probability(text: str, decimal_comma: bool, where: str) -> float:
+    p = number_of(text, decimal_comma)
+    if p is None:
+        raise ValueError(f"{where}: p must be a number, got {text!r}")
     if not 0 <= p <= 1:
         raise ValueError(
             f"{where}: p is the probability that the left one is preferred, in [0, 1], "
-            f"got {cells[2]}; labels of -1, 0 and 1 go into a .json"
+            f"got {text}; labels of -1, 0 and 1 go into a .json"
         )
-    return folder / cells[0], folder / cells[1], p
+    return p
 
 
 def _labelled(comparisons: Comparisons, path: Path) -> list[list]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -47,9 +47,9 @@ class Problems:
         return any(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
-    def faults(self) -> str:
-        """What keeps a scorer from being trained, in one line; empty where nothing does."""
-        return "; ".join(Problems(self.missing, self.unreadable).lines())
+    def faults(self) -> bool:
+        """Whether there is something that keeps a scorer from being trained."""
+        return bool(self.missing or self.unreadable)
 
     def lines(self, names: int = 3) -> Iterator[str]:
         """One line for each kind that there is, with the first few by name."""
@@ -57,16 +57,16 @@ class Problems:
             if found := getattr(self, field):
                 named = "; ".join(map(_name, found[:names]))
                 more = f"; and {len(found) - names} more" if len(found) > names else ""
-                yield f"{len(found)} {what}: {named}{more}"
+                yield f"{what} ({len(found)}): {named}{more}"
 
 
 _WHAT = {
-    "missing": "missing as files",
-    "unreadable": "no pictures",
+    "missing": "no such file",
+    "unreadable": "no picture",
     "themselves": "compared with itself",
-    "duplicates": "compared more than once with the same result",
+    "duplicates": "compared more than once, with the same result",
     "contradictions": "contradictory, each preferred once",
-    "leaked": "of the test trained on as well",
+    "leaked": "in the test, and trained on as well",
 }
 
 
@@ -75,23 +75,30 @@ def problems(train: Comparisons, test: Comparisons | None = None) -> Problems:
     off further down is found when its pixels are."""
     parts = [train] if test is None else [train, test]
     images = dict.fromkeys(image for part in parts for image in part.images)
+    files = [image for image in images if image.is_file()]
+    there = set(files)
+    return replace(
+        doubts(*parts),
+        missing=tuple(image for image in images if image not in there),
+        unreadable=_unreadable(files),
+        leaked=tuple(sorted(set(train.images) & set(test.images))) if test is not None else (),
+    )
+
+
+def doubts(*parts: Comparisons) -> Problems:
+    """What the comparisons alone show, without a look at their files."""
     results: dict[Pair, list[float]] = defaultdict(list)
     for part in parts:
         for left, right, p in part.rows():
             pair, p = ((left, right), p) if str(left) <= str(right) else ((right, left), 1 - p)
             results[pair].append(p)
-    files = [image for image in images if image.is_file()]
-    there = set(files)
     compared = {pair: found for pair, found in results.items() if pair[0] != pair[1]}
     return Problems(
-        missing=tuple(image for image in images if image not in there),
-        unreadable=_unreadable(files),
         themselves=tuple(left for left, right in results if left == right),
         duplicates=tuple(pair for pair, found in compared.items() if _twice(found)),
         contradictions=tuple(
             pair for pair, found in compared.items() if min(found) < 0.5 < max(found)
         ),
-        leaked=tuple(sorted(set(train.images) & set(test.images))) if test is not None else (),
     )
 
 

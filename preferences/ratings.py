@@ -8,7 +8,6 @@ name,...,mos_quality,...    AGIQA-3K
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from .bootstrap import LEVEL, ROUNDS, Interval, bootstrap_rows
 from .strengths import ranking_metrics, scipy
+from .tables import Row, number_of, read_table
 
 # What columns are called, the likeliest first; capitals, blanks and underscores do not matter.
 IMAGE_COLUMNS = (
@@ -30,7 +30,7 @@ IMAGE_COLUMNS = (
 SPLIT_COLUMNS = ("set", "split", "subset", "partition")  # KonIQ-10k: set is training, test...
 SCORE_COLUMNS = ("score", "mos", "mosquality", "dmos", "rating", "meanscore", "meanopinionscore")
 
-Row = tuple[int, list[str]]  # the number of its line, its cells
+UNRATED = ("", "nan", "na", "n/a", "null", "none")  # how tables say that there is no rating
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Ratings:
         values: [N] float64, higher is better; the mean where an image has several rows.
         rows: how many ratings were read.
         columns: the names of the columns that they are from: image, score.
-        left_out: how many rows were not asked for.
+        left_out: how many rows were not asked for. unrated: how many of the others have no rating.
         splits: where all were taken: columns that look like a split, each value's rows.
     """
 
@@ -51,6 +51,7 @@ class Ratings:
     rows: int
     columns: tuple[str, str]
     left_out: int = 0
+    unrated: int = 0
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -78,18 +79,23 @@ def read_ratings(
             the line that has no rating.
     """
     path = Path(path)
-    every, header, decimal_comma = _read(path)
+    every, header, decimal_comma = read_table(path)
     rows = _selected(path, every, header, where) if where else every
     image = _column(path, header, image_column, IMAGE_COLUMNS, "image")
     score = _column(path, header, score_column, SCORE_COLUMNS, "score")
     folder = Path(os.path.abspath(path.parent if root is None else root))
     found: dict[Path, list[float]] = {}
+    unrated = 0
     for number, cells in rows:
         line = f"line {number} of {path}"
         if len(cells) <= max(image, score) or not cells[image].strip():
             raise ValueError(f"{line} has no {header[image]} and {header[score]}")
-        text = cells[score].strip().replace(",", ".") if decimal_comma else cells[score]
-        value = _number(text, line, header[score])
+        if cells[score].strip().lower() in UNRATED:
+            unrated += 1
+            continue
+        value = number_of(cells[score], decimal_comma)
+        if value is None:
+            raise ValueError(f"{line}: {header[score]} must be a number, got {cells[score]!r}")
         name = Path(os.path.abspath(folder / cells[image].strip()))
         found.setdefault(name, []).append(-value if lower_is_better else value)
     if not found:
@@ -102,9 +108,10 @@ def read_ratings(
     return Ratings(
         images=tuple(found),
         values=values,
-        rows=len(rows),
+        rows=len(rows) - unrated,
         columns=(header[image], header[score]),
         left_out=len(every) - len(rows),
+        unrated=unrated,
         splits={} if where else _splits(rows, header),
     )
 
@@ -238,25 +245,6 @@ def _cell(row: Row, column: int) -> str:
     return row[1][column].strip() if column < len(row[1]) else ""
 
 
-def _read(path: Path) -> tuple[list[Row], list[str], bool]:
-    """Numbered lines, the header, and whether numbers have a decimal comma."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start == b"\xd0\xcf\x11\xe0":
-        raise ValueError(f"{path} is a spreadsheet: save it as CSV first")
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t", key=first.count)
-        try:
-            lines = csv.reader(file, delimiter=delimiter)
-            header = [cell.strip() for cell in next(lines, [])]
-            rows = [(lines.line_num, cells) for cells in lines if cells]
-        except csv.Error as error:
-            raise ValueError(f"line {lines.line_num} of {path} is not CSV: {error}") from None
-    return rows, header, delimiter != ","
-
-
 def _column(
     path: Path, header: list[str], name: str | None, usual: tuple[str, ...], what: str
 ) -> int:
@@ -271,13 +259,3 @@ def _column(
             return plain.index(candidate)
     columns = f"columns: {', '.join(header)}; a file of comparisons has left, right and p"
     raise ValueError(f"which column of {path} is the {what}? Give --{what}-column ({columns})")
-
-
-def _number(text: str, line: str, column: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{line}: {column} must be a number, got {text!r}")
-    return value

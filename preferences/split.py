@@ -35,7 +35,7 @@ def split(comparisons: Comparisons, fraction: float = 0.1, seed: int = 0) -> Spl
             share an image, say.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        raise ValueError(f"the share to set apart must be above 0 and below 1, got {fraction}")
     grow = _Growth(comparisons, seed)
     part = grow(lambda images, inside: inside >= fraction * len(comparisons))
     inside = _among(comparisons, part).all(1)

@@ -24,6 +24,7 @@ from ..scorers.personal import (
     require_features,
 )
 from ..scorers.personal_files import is_free, is_trained, write_personal
+from ..wording import counted
 from .comparisons import Comparisons, read_comparisons
 from .destination import check_free
 from .embeddings import Progress, base_scores, contents_of, embed_images
@@ -71,7 +72,7 @@ def train(
         test_fraction: in [0, 1); 0 holds nothing out.
         name: what the card calls it; by default the folder's name.
         robust: JPEG and low-resolution copies of at most 1,024 of the images must stay below them, as
-            far as the base knows it. Costs up to six and a half points of accuracy, most
+            far as the base knows it. Costs up to seven points of accuracy, four on the mean, most
             where the taste does not mind (`benchmarks/preferences.md`).
         overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
             was made of the same comparisons and base.
@@ -174,12 +175,13 @@ def prepared(
     found = problems(comparisons, test)
     lines += found.lines()
     if found.faults:
-        raise ValueError(found.faults)
+        raise ValueError("; ".join(lines))
     same = first_copies([*comparisons.images, *(test.images if test is not None else ())])
     if copies := [image for image, first in same.items() if image != first]:
         lines.append(f"{len(copies)} copies of others, one image each: {copies[0]}")
         comparisons = comparisons.merged(same)
         test = None if test is None else test.merged(same)
+    comparisons, test = _of_two(comparisons, lines), test and _of_two(test, lines)
     dropped = 0
     if test is not None:
         dropped = len(test)
@@ -191,6 +193,16 @@ def prepared(
     return comparisons, test or None, dropped, lines
 
 
+def _of_two(comparisons: Comparisons, lines: list[str]) -> Comparisons:
+    """Without those of an image with itself, and a line on them."""
+    found = comparisons.of_two()
+    if count := len(comparisons) - len(found):
+        lines.append(f"left out: {counted(count, 'comparison')} of an image with itself")
+    if not len(found):
+        raise ValueError("there is no comparison of two different images")
+    return found
+
+
 def _unlearned(
     learned: Collection[bytes], fitted: Comparisons, test: Comparisons | None, lines: list[str]
 ) -> Comparisons | None:
@@ -199,7 +211,7 @@ def _unlearned(
         found = apart_from(learned_of(test.images, learned), test)
         if count := len(test) - len(found):
             lines.append(
-                f"{count} held-out comparisons of images that the base was trained on were left out"
+                f"left out: {counted(count, 'held-out comparison')} of images that the base was trained on"
             )
         test = found
     apart = fitted if test else apart_from(learned_of(fitted.images, learned), fitted)

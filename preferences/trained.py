@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..scorers.base import Scorer
+from ..wording import counted
 from .plots import pair_plots
 
 
@@ -43,7 +44,7 @@ class Trained:
         config = self.scorer.config
         data, base = config["data"], config["base"]["name"]
         name, count, images = config["name"], data["comparisons"], data["images"]
-        first = f"{name}: a head on {base}, trained on {count} comparisons of {images} images."
+        first = f"{name}: a head on {base}, trained on {counted(count, 'comparison')} of {counted(images, 'image')}."
         measured = accuracy_lines(self.metrics, base, self.dropped)
         return [first, *measured, *map(_sentence, self.remarks())]
 
@@ -51,7 +52,7 @@ class Trained:
         """What was noticed."""
         found = list(self.notes)
         if self.dropped:
-            found.append(f"{self.dropped} comparisons between both parts were left out")
+            found.append(left_out(self.dropped))
         if not self.scorer.head.weight.any():
             found.append("the comparisons say no more than the base does: its order is kept")
         return found
@@ -74,7 +75,7 @@ def accuracy_lines(metrics: Mapping[str, Any], base: str, dropped: int) -> list[
     if kind is None:
         return [_sentence(measured_on(metrics, dropped))]
     after, before = metrics[kind], metrics["base"]
-    found = f"Right in {after['accuracy']:.1%}{_interval(after)} of {after['decided']} comparisons"
+    found = f"Right in {after['accuracy']:.1%}{_interval(after)} of {counted(after['decided'], 'comparison')}"
     what = {
         "held_out": f"{found} of images that it never saw",
         "cross_validated": f"{found}, by cross-validation, since {_why_none(dropped)}",
@@ -82,14 +83,20 @@ def accuracy_lines(metrics: Mapping[str, Any], base: str, dropped: int) -> list[
     return [f"{what[kind]}; {base} in {before['accuracy']:.1%}{_interval(before)}."]
 
 
+def left_out(dropped: int) -> str:
+    """What is said of comparisons between what is fitted and what is held out."""
+    return f"left out: {counted(dropped, 'comparison')} between both parts"
+
+
 def measured_on(metrics: Mapping[str, Any], dropped: int) -> str:
     """What the metrics are of, or why there are none; `dropped` as in `Trained`."""
     kind = measured_part(metrics)
     if kind == "held_out":
-        counted = _counted(metrics[kind], "held-out comparisons")
-        return f"{counted} of images that were not trained on"
+        return (
+            f"{_decided(metrics[kind], 'held-out comparison')} of images that were not trained on"
+        )
     if kind == "cross_validated":
-        return f"{_why_none(dropped)}; cross-validation of {_counted(metrics[kind], 'comparisons')}"
+        return f"{_why_none(dropped)}; cross-validation of {_decided(metrics[kind], 'comparison')}"
     if "held_out" in metrics:
         count = metrics["held_out"]["comparisons"]
         return f"the {count} comparisons held out are all ties, so no accuracy was measured"
@@ -98,10 +105,11 @@ def measured_on(metrics: Mapping[str, Any], dropped: int) -> str:
     return f"{_why_none(dropped)}, so nothing was measured"
 
 
-def _counted(found: Mapping[str, Any], what: str) -> str:
+def _decided(found: Mapping[str, Any], what: str) -> str:
     """How many comparisons; ties have no right side, so accuracy is of the others."""
     decided, ties = found["decided"], found["comparisons"] - found["decided"]
-    return f"{decided} {what} and {ties} ties" if ties else f"{decided} {what}"
+    found = counted(decided, what)
+    return f"{found} and {counted(ties, 'tie')}" if ties else found
 
 
 def _why_none(dropped: int) -> str:

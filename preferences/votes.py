@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..wording import counted
 from . import votes_file as file
 from .votes_file import Picture, Question, Vote
 
@@ -282,7 +283,8 @@ def _tell_lost(store: Votes, votes: list[Vote], kept: list[Vote], where: dict) -
     )
     if not kept:
         raise ValueError(f"{what}: name the folder that holds them")
-    warnings.warn(f"{what}: {len(votes) - len(kept)} votes are left out", stacklevel=3)
+    lost = counted(len(votes) - len(kept), "vote")
+    warnings.warn(f"{what}: left out, {lost}", stacklevel=3)
 
 
 def _is_same(path: Path, sha256: bytes, size: int, mtime_ns: int) -> bool:

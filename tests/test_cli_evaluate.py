@@ -163,7 +163,7 @@ def test_a_part_of_the_ratings(run, tmp_path):
     args = ("evaluate", "nano", file, "--root", tmp_path / "in", "--journal", journal)
     result = run(*args, "--where", "set=test")
     assert "6 images, 6 ratings (MOS of image_name)" in result.stdout and not result.stderr
-    assert "selected: set=test; 4 other rows are left out" in result.stdout
+    assert "selected: set=test; left out: 4 rows" in result.stdout
     with Journal(journal) as kept:
         assert {row.path for row in kept.all_rows()} == set(paths[:6])
 
@@ -199,6 +199,30 @@ def test_columns_that_nobody_knows_are_listed(run, tmp_path):
     assert "2 images" in output
 
 
+def test_what_is_odd_about_the_comparisons_is_told(run, tmp_path):
+    paths = greys(tmp_path / "in", 5)
+    rows = [*compared(paths, 20), (paths[0], paths[0], 1)]
+    rows += [(paths[1], paths[2], 1), (paths[2], paths[1], 1)]
+    write_comparisons(tmp_path / "p.csv", Comparisons.of(rows))
+    result = run("evaluate", "nano", tmp_path / "p.csv", "--tau", 1)
+    assert "Warning: compared with itself (1): " in result.stderr
+    assert "Warning: contradictory, each preferred once (" in result.stderr
+    assert "22 comparisons of 5 images" in result.stdout
+    write_comparisons(tmp_path / "p.csv", Comparisons.of([(paths[0], paths[0], 1)]))
+    assert "no comparison of two different" in run.error("evaluate", "nano", tmp_path / "p.csv")
+
+
+def test_rows_without_a_rating_are_counted(run, tmp_path):
+    paths = greys(tmp_path / "in", 5)
+    lines = [f"{path},{i}" for i, path in enumerate(paths)]
+    lines[1:3] = [f"{paths[1]},", f"{paths[2]},NaN"]
+    (tmp_path / "r.csv").write_text("\n".join(["image,mos", *lines]))
+    result = run("evaluate", "nano", tmp_path / "r.csv")
+    assert "3 images, 3 ratings" in result.stdout
+    assert "left out: 2 rows without a rating" in result.stdout
+    assert "nan" not in result.stdout and " -  " in result.stdout  # no curve of three
+
+
 def test_what_cannot_be_scored_is_told_and_counted(run, tmp_path):
     paths = greys(tmp_path / "in", 5)
     (tmp_path / "in" / "broken.png").write_bytes(b"x")
@@ -206,7 +230,7 @@ def test_what_cannot_be_scored_is_told_and_counted(run, tmp_path):
     rows.append((paths[0], tmp_path / "in" / "gone.png", 1))
     write_comparisons(tmp_path / "p.csv", Comparisons.of(rows))
     result = run("evaluate", "nano", tmp_path / "p.csv", "--tau", 1)
-    assert "1 images are no files, such as" in result.stderr and "gone.png" in result.stderr
+    assert "no files: 1 image, such as" in result.stderr and "gone.png" in result.stderr
     assert "1 have no score, such as not a picture" in result.stderr
     assert "left out: 2 comparisons" in result.stdout
     write_comparisons(tmp_path / "p.csv", Comparisons.of([(tmp_path / "a", tmp_path / "b", 1)]))

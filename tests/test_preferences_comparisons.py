@@ -66,9 +66,9 @@ REFUSED = {
     "both.json": ('{"train": [], "extra": []}', "must be"),
     "no.json": ("{", "not JSON"),
     "empty.json": ('{"train": []}', "no comparisons in"),
-    "header.csv": ("winner,loser\na,b\n", "line 1 .*left,right,p, got winner,loser"),
-    "none.csv": ("a,b,1\n", "line 1 .*left,right,p"),
-    "nothing.csv": ("", "line 1 .*left,right,p"),
+    "header.csv": ("winner,loser\na,b\n", "line 1 .*left, right and p, got winner,loser"),
+    "none.csv": ("a,b,1\n", "line 1 .*left, right and p"),
+    "nothing.csv": ("", "line 1 .*left, right and p"),
     "minus.csv": ("left,right,p\na,b,1\na,b,-1\n", r"line 3 .*\[0, 1\], got -1.*\.json"),
     "over.csv": ("left,right,p\na,b,1.5\n", "line 2 "),
     "nan.csv": ("left,right,p\na,b,nan\n", "line 2 "),
@@ -106,6 +106,36 @@ def test_a_csv_is_read_as_it_was_written(tmp_path_factory, triples):
     comparisons = Comparisons.of((folder / a, Path("/far") / b, p) for a, b, p in triples)
     write_comparisons(folder / "pairs.csv", comparisons)
     assert list(read_comparisons(folder / "pairs.csv")[0].rows()) == list(comparisons.rows())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Left,RIGHT,p\na,b,0.25\n",
+        "p,who,left,right\n0.25,anna,a,b\n",
+        "left;right;p\na;b;0,25\n",
+        "left\tright\tp\r\na\tb\t0.25\r\n",
+    ],
+)
+def test_a_csv_as_spreadsheets_write_it(tmp_path, text):
+    found, _ = read_comparisons(written(tmp_path, "p.csv", text))
+    assert rows(found) == [("a", "b", 0.25)]
+
+
+def test_pairs_without_an_answer_are_left_out(tmp_path):
+    path = written(tmp_path, "p.csv", "left,right,p\na,b,1\na,c,\nb,c, \n")
+    with pytest.warns(UserWarning, match="p.csv: left out, 2 pairs without an answer"):
+        found, _ = read_comparisons(path)
+    assert rows(found) == [("a", "b", 1)]
+    path = written(tmp_path, "q.csv", "left,right,p\na,b,\n")
+    with pytest.raises(ValueError, match="nobody has answered .*q.csv yet: tastemaker vote"):
+        read_comparisons(path)
+
+
+def test_an_image_compared_with_itself_is_left_out():
+    found = Comparisons.of([("a", "b", 1), ("c", "c", 1), ("b", "a", 0.5)]).of_two()
+    assert rows(found) == [("a", "b", 1), ("b", "a", 0.5)] and len(found.images) == 2
+    assert not len(Comparisons.of([("c", "c", 1)]).of_two())
 
 
 @settings(max_examples=40)
@@ -183,8 +213,10 @@ def test_what_is_no_picture_is_named_with_what_is_missing(tmp_path):
     found = problems(Comparisons.of(pairs))
     assert set(found.unreadable) == {broken[0], broken[1], broken[3]}
     assert set(found.missing) == {broken[2], tmp_path / "gone.png"}
-    assert found.faults.startswith("2 missing as files: ") and "; 3 no pictures: " in found.faults
-    assert all(str(image) in found.faults for image in broken) and "\n" not in found.faults
+    missing, unreadable = found.lines()
+    assert found.faults and missing.startswith("no such file (2): ")
+    assert unreadable.startswith("no picture (3): ") and "\n" not in missing + unreadable
+    assert all(str(image) in missing + unreadable for image in broken)
     assert not problems(Comparisons.of([(good[0], good[1], 1)])).faults
 
 
@@ -236,7 +268,7 @@ def test_a_cell_without_end_is_said(tmp_path, line):
     lines = ["left,right,p", "a,b,1"]
     lines[line] = f"{'a' * 140_000},b,1"
     (tmp_path / "p.csv").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"line \d of .*p.csv: field larger"):
+    with pytest.raises(ValueError, match=r"line \d of .*p.csv is not CSV: field larger"):
         read_comparisons(tmp_path / "p.csv")
     with pytest.raises(ValueError, match=r"p.csv, line \d: field larger"):
         read_queue(tmp_path / "p.csv")

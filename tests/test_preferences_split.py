@@ -98,7 +98,7 @@ def test_a_hub_cannot_be_divided():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
 def test_a_fraction_is_between_0_and_1(fraction):
-    with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+    with pytest.raises(ValueError, match="must be above 0 and below 1"):
         split(fixed_degree(20, 2), fraction)
 
 

@@ -139,9 +139,32 @@ def test_it_learns_on_the_features_of_towers(compared, tmp_path, kind):
 def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
     comparisons, _ = compared
     gone = (tmp_path / "gone.png", *comparisons.images[1:])
-    with pytest.raises(ValueError, match="1 missing as files: .*gone.png"):
+    with pytest.raises(ValueError, match=r"no such file \(1\): .*gone.png; compared more"):
         train(Comparisons(gone, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
+
+
+def test_where_nothing_can_be_written_is_said_first(compared, tmp_path, monkeypatch):
+    training = sys.modules["tastemaker.preferences.train"]
+    monkeypatch.setattr(training, "load_scorer", None)  # it would be called
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "taste"
+    with pytest.raises(ValueError, match=f"cannot write to {out}: .*file: Not a directory"):
+        train(compared[0], out=out, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_image_compared_with_itself_says_nothing(compared, tmp_path):
+    comparisons, _ = compared
+    first = comparisons.images[0]
+    copy = tmp_path / "copy.png"
+    shutil.copy(first, copy)
+    odd = Comparisons.of([*comparisons.rows(), (first, first, 1.0), (first, copy, 0.0)])
+    found, _, _, notes = prepared(odd, None, 0, 0)
+    assert len(found) == len(comparisons)
+    assert "left out: 2 comparisons of an image with itself" in notes
+    with pytest.raises(ValueError, match="no comparison of two different images"):
+        prepared(Comparisons.of([(first, copy, 1.0)]), None, 0.1, 0)
 
 
 def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
@@ -154,7 +177,7 @@ def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
     images = (*broken, tmp_path / "gone.png", *comparisons.images[6:])
     training = sys.modules["tastemaker.preferences.train"]
     monkeypatch.setattr(training, "embed_images", None)  # it would be called to embed
-    named = r"1 missing as files: .*gone.png; 5 no pictures: .*broken0.png; .*broken\d.png; .* and 2 more$"
+    named = r"no such file \(1\): .*gone.png; no picture \(5\): .*broken0.png; .*broken\d.png; .* and 2 more"
     with pytest.raises(ValueError, match=named):
         train(Comparisons(images, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
@@ -196,8 +219,8 @@ def test_nothing_is_measured_on_what_the_base_was_trained_on(compared, tmp_path)
     _, held, _, notes = prepared(rest, test, 0.1, 0, learned=learned)
     assert 0 < len(held) < len(test)
     assert not learned & {content_of(image) for image in held.images}
-    left_out = "held-out comparisons of images that the base was trained on were left out"
-    assert any(left_out in note for note in notes)
+    count = len(test) - len(held)
+    assert f"left out: {count} held-out comparisons of images that the base was trained on" in notes
     again = train(comparisons, base, tmp_path / "again", test_fraction=0, progress=False)
     flatters = "the base was trained on images of"
     assert sum(flatters in note and "of 240 comparisons" in note for note in again.notes) == 1

@@ -72,6 +72,14 @@ def test_what_is_not_given_is_as_finetune_has_it(run, pairs, tmp_path):
     assert (found["batch"], found["accumulate"], found["steps"]) == (8, 8, 3)  # 3 x 60 / 64
 
 
+def test_it_says_that_its_state_was_chosen_by_what_is_held_out(run, pairs, pictures, tmp_path):
+    note = "its best state was chosen by the held-out loss: what is held out flatters it"
+    assert note in run("train", pairs, *QUICK, "--out", tmp_path / "a").stdout
+    write_comparisons(tmp_path / "p.csv", compared(pictures))
+    how = ("--test-fraction", 0, "--out", tmp_path / "b")
+    assert note not in run("train", tmp_path / "p.csv", *QUICK, *how).stdout
+
+
 def test_patience_stops_early(run, pairs, tmp_path, monkeypatch):
     losses = iter([0.9, 0.5, 0.6, 0.7, 0.8])
     monkeypatch.setattr(sys.modules[finetune.__module__], "held_out_loss", lambda *_: next(losses))

@@ -240,7 +240,7 @@ def test_votes_about_what_was_overwritten_or_deleted_are_left_out_by_name(votes,
     time.sleep(0.01)
     shutil.copy(picture(folder, 4), picture(folder, 0))
     picture(folder, 3).unlink()
-    with pytest.warns(UserWarning, match=r"2 of 6 .*deep/0.png, deep/3.png.*2 votes are left out"):
+    with pytest.warns(UserWarning, match=r"2 of 6 .*deep/0.png, deep/3.png.*left out, 2 votes"):
         found = read_votes(votes.path)
     assert found.images == (picture(folder, 4), picture(folder, 5))
     votes.vote(ask(votes, 0, 1).key, "right")

@@ -1,4 +1,4 @@
-"""How the command line says things."""
+"""How things are said."""
 
 from __future__ import annotations
 
