@@ -110,8 +110,8 @@ keeps none, even one from scratch from 50 comparisons on. That one puts many cop
 "Never worse" is shown to within a point: an interval may reach that far below 0.
 
 The prior is not blind to the tastes: what it is made of was chosen on users 100 to 123, and tone, detail and
-faults are what the tastes are about. A prior of none of these gives one taste five points and takes up to two
-from the others at 25 comparisons. It was made on the pictures that are compared, of which users' own are not.
+faults are what the tastes are about. A prior of none of these gives two tastes five and two points, and takes two
+from the third at 25 comparisons (*--no-robust*). It was made on the pictures that are compared, of which users' own are not.
 """
 
 

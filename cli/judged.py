@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def is_comparisons(path: Path) -> bool:
     text = start.decode("utf-8-sig", "replace").lstrip()
     if text.startswith(("{", "[")):
         return '"tastemaker"' not in text
-    first = text.partition("\n")[0]
+    first = next(iter(text.splitlines()), "")
     try:
         header = next(csv.reader([first], delimiter=delimiter_of(first)), [])
     except csv.Error:  # a NUL, before Python 3.11
@@ -57,7 +58,11 @@ def read_part(
     """
     from ..preferences.comparisons import Comparisons, read_comparisons
 
-    train, test = read_comparisons(path, voter)
+    with warnings.catch_warnings(record=True) as said:  # of what is left out
+        warnings.simplefilter("always")
+        train, test = read_comparisons(path, voter)
+    for warning in said:
+        click.echo(f"Warning: {warning.message}", err=True)
     if voter is not None:
         return train, f"{path.name}, {voter}"
     if part == "test" and test is None:

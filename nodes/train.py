@@ -79,7 +79,7 @@ class TrainPersonalScorer(io.ComfyNode):
                     "overwrite",
                     default=False,
                     tooltip="Replace the personal scorer of this name. Off: refuse, unless it was "
-                    "made of the same comparisons and base.",
+                    "made of the same comparisons and base, with the same choice of robust.",
                 ),
                 io.String.Input(
                     "voter",

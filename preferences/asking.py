@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import os
 from collections import Counter
@@ -10,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
+
+from .tables import columns_of, read_table
 
 FIRST = 50  # votes before anything is suggested: fewer suggest worse than chance does
 RANDOM_SHARE = 0.25  # of the pairs after that: the honest measure, and no taste is missed for good
@@ -29,24 +30,19 @@ def read_queue(path: Path) -> list[tuple[Path, Path]]:
 
     Paths are relative to the file's folder. ValueError names the line that is no pair.
     """
-    pairs = {}
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        try:
-            if not {"left", "right"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{path} has no columns left and right")
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                pair = _queued(row["left"], row["right"], path.absolute().parent, where)
-                pairs.setdefault(Pair(pair), pair)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.reader.line_num}: {error}") from None
+    rows, header, _ = read_table(path)
+    at = columns_of(header, ("left", "right"), path)
+    folder, pairs = path.absolute().parent, {}
+    for number, cells in rows:
+        left, right = (cells[i] if i < len(cells) else "" for i in at)
+        pair = _queued(left, right, folder, f"line {number} of {path}")
+        pairs.setdefault(Pair(pair), pair)
     if not pairs:
         raise ValueError(f"{path} has no pairs")
     return list(pairs.values())
 
 
-def _queued(left: str | None, right: str | None, folder: Path, where: str) -> tuple[Path, Path]:
+def _queued(left: str, right: str, folder: Path, where: str) -> tuple[Path, Path]:
     if not (left and right):
         raise ValueError(f"{where}: a pair needs left and right")
     paths = Path(os.path.abspath(folder / left)), Path(os.path.abspath(folder / right))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..scorers.checkpoint import replacing
 from ..wording import counted
-from .tables import number_of, read_table
+from .tables import columns_of, number_of, read_table
 
 LABELS = {1: 1.0, 0: 0.5, -1: 0.0}  # of the JSON -> p
 HEADER = ["left", "right", "p"]
@@ -200,12 +200,7 @@ def _json_rows(rows: Any, name: str, path: Path) -> Iterator[tuple[Path, Path, f
 def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, float]]:
     """Those that have an answer; a warning counts the others."""
     rows, header, decimal_comma = read_table(path)
-    names = [cell.lower() for cell in header]
-    if not set(HEADER) <= set(names):
-        raise ValueError(
-            f"line 1 of {path} must name the columns left, right and p, got {','.join(header)[:80]}"
-        )
-    at = [names.index(name) for name in HEADER]
+    at = columns_of(header, HEADER, path)
     unanswered = 0
     for number, cells in rows:
         where = f"line {number} of {path}"

@@ -47,9 +47,9 @@ class Problems:
         return any(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
-    def faults(self) -> bool:
-        """Whether there is something that keeps a scorer from being trained."""
-        return bool(self.missing or self.unreadable)
+    def faults(self) -> str:
+        """What keeps a scorer from being trained, in one line; empty where nothing does."""
+        return "; ".join(Problems(self.missing, self.unreadable).lines())
 
     def lines(self, names: int = 3) -> Iterator[str]:
         """One line for each kind that there is, with the first few by name."""

@@ -30,7 +30,7 @@ IMAGE_COLUMNS = (
 SPLIT_COLUMNS = ("set", "split", "subset", "partition")  # KonIQ-10k: set is training, test...
 SCORE_COLUMNS = ("score", "mos", "mosquality", "dmos", "rating", "meanscore", "meanopinionscore")
 
-UNRATED = ("", "nan", "na", "n/a", "null", "none")  # how tables say that there is no rating
+UNRATED = ("", "nan", "na", "n/a", "#n/a", "null", "none")  # how tables say that there is no rating
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 Row = tuple[int, list[str]]  # the number of its line, its cells
@@ -26,10 +27,21 @@ def read_table(path: Path) -> tuple[list[Row], list[str], bool]:
         lines = csv.reader(file, delimiter=delimiter)
         try:
             header = [cell.strip() for cell in next(lines, [])]
-            rows = [(lines.line_num, cells) for cells in lines if cells]
+            rows = [(lines.line_num, cells) for cells in lines if any(map(str.strip, cells))]
         except csv.Error as error:
             raise ValueError(f"line {lines.line_num} of {path} is not CSV: {error}") from None
     return rows, header, delimiter != ","
+
+
+def columns_of(header: list[str], names: Sequence[str], path: Path) -> list[int]:
+    """Where the columns of these names are, in whatever capitals. ValueError unless each is there once."""
+    plain = [cell.lower() for cell in header]
+    if any(plain.count(name) != 1 for name in names):
+        told = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ValueError(
+            f"line 1 of {path} must name the columns {told}, got {','.join(header)[:80]}"
+        )
+    return [plain.index(name) for name in names]
 
 
 def delimiter_of(header: str) -> str:

@@ -75,7 +75,7 @@ def train(
             far as the base knows it. Costs up to seven points of accuracy, four on the mean, most
             where the taste does not mind (`benchmarks/preferences.md`).
         overwrite: replace the scorer that training wrote to `out` before, at once; "same": only if it
-            was made of the same comparisons and base.
+            was made of the same comparisons and base, with the same `robust`.
         load: loads the base, given the images that it will see; by default `load_scorer`, on `device`.
         progress: as `embed_images` takes it.
 
@@ -101,7 +101,7 @@ def train(
     }
     check_bases(folder, scorer, entry["base"])
     if overwrite == SAME:
-        _check_same(folder, entry)
+        _check_same(folder, entry, robust)
     embedded = embed_images(scorer, images, progress=progress)
     scores, n = base_scores(scorer, embedded), len(kept.images)
     order = kept_copies(scorer, kept.images, seed, progress=progress) if robust else None
@@ -124,15 +124,16 @@ def train(
     return Trained(made, folder, *about, difference.numpy(), p.numpy())
 
 
-def _check_same(folder: Path, entry: dict[str, Any]) -> None:
+def _check_same(folder: Path, entry: dict[str, Any], robust: bool) -> None:
     """FileExistsError if the folder holds what was made of something else."""
     if is_free(folder):
         return
     there = read_config(folder) if is_trained(folder) else {}
-    if any(there.get(key) != value for key, value in entry.items()):
+    same = there.get("training", {}).get("robust") == robust
+    if not same or any(there.get(key) != value for key, value in entry.items()):
         raise FileExistsError(
-            f"{folder} was made of other comparisons or another base: choose another name, or "
-            "overwrite it"
+            f"{folder} was made of other comparisons, another base or another choice of robust: "
+            "choose another name, or overwrite it"
         )
 
 
@@ -175,13 +176,13 @@ def prepared(
     found = problems(comparisons, test)
     lines += found.lines()
     if found.faults:
-        raise ValueError("; ".join(lines))
+        raise ValueError(found.faults)
     same = first_copies([*comparisons.images, *(test.images if test is not None else ())])
     if copies := [image for image, first in same.items() if image != first]:
         lines.append(f"{len(copies)} copies of others, one image each: {copies[0]}")
         comparisons = comparisons.merged(same)
         test = None if test is None else test.merged(same)
-    comparisons, test = _of_two(comparisons, lines), test and _of_two(test, lines)
+    comparisons, test = _of_two(comparisons, test, lines)
     dropped = 0
     if test is not None:
         dropped = len(test)
@@ -193,14 +194,16 @@ def prepared(
     return comparisons, test or None, dropped, lines
 
 
-def _of_two(comparisons: Comparisons, lines: list[str]) -> Comparisons:
-    """Without those of an image with itself, and a line on them."""
-    found = comparisons.of_two()
-    if count := len(comparisons) - len(found):
+def _of_two(
+    comparisons: Comparisons, test: Comparisons | None, lines: list[str]
+) -> tuple[Comparisons, Comparisons | None]:
+    """Both without those of an image with itself, and a line on them."""
+    found, tested = comparisons.of_two(), None if test is None else test.of_two()
+    if count := len(comparisons) - len(found) + len(test or ()) - len(tested or ()):
         lines.append(f"left out: {counted(count, 'comparison')} of an image with itself")
     if not len(found):
         raise ValueError("there is no comparison of two different images")
-    return found
+    return found, tested
 
 
 def _unlearned(

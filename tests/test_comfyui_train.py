@@ -106,10 +106,17 @@ def test_votes_become_a_scorer_that_scores_as_its_files_do(comfyui, compared):
 
 
 def test_copies_are_kept_below_unless_told_otherwise(comfyui, compared):
-    for name, given in (("kept", {}), ("free", {"robust": False})):
-        comfyui.run(training(name=name, **given))
-        config = json.loads((folder_of(comfyui, name) / "config.json").read_text())
-        assert config["personal"]["training"]["robust"] is not bool(given)
+    def robust():
+        config = json.loads((folder_of(comfyui, "switched") / "config.json").read_text())
+        return config["training"]["robust"]
+
+    comfyui.run(training(name="switched"))
+    assert robust()
+    with pytest.raises(ExecutionError, match="another choice of robust: choose another name"):
+        comfyui.run(training(name="switched", robust=False))
+    assert robust()
+    comfyui.run(training(name="switched", robust=False, overwrite=True))
+    assert not robust()
 
 
 def test_it_trains_again_when_the_votes_have_changed(comfyui, compared):
@@ -125,7 +132,7 @@ def test_it_trains_again_when_the_votes_have_changed(comfyui, compared):
     comfyui.run(prompt)  # nothing is remembered: it is made again, of the same
     assert load_scorer(folder_of(comfyui, "retrained"), device="cpu").card == card
     write_comparisons(path, compare(images, radii, 121, seed=1))
-    with pytest.raises(ExecutionError, match="made of other comparisons or another base: choose"):
+    with pytest.raises(ExecutionError, match="made of other comparisons, another base or"):
         comfyui.run(prompt)
     assert load_scorer(folder_of(comfyui, "retrained"), device="cpu").card == card
     prompt["train"]["inputs"]["overwrite"] = True

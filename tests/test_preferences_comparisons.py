@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tastemaker.cli.judged import is_comparisons
 from tastemaker.preferences.asking import read_queue
 from tastemaker.preferences.comparisons import (
     Comparisons,
@@ -115,11 +116,15 @@ def test_a_csv_is_read_as_it_was_written(tmp_path_factory, triples):
         "p,who,left,right\n0.25,anna,a,b\n",
         "left;right;p\na;b;0,25\n",
         "left\tright\tp\r\na\tb\t0.25\r\n",
+        "left,right,p\ra,b,0.25\r,,\r",
+        "left;right;p\n;;\na;b;0,25\n\n",
     ],
 )
 def test_a_csv_as_spreadsheets_write_it(tmp_path, text):
-    found, _ = read_comparisons(written(tmp_path, "p.csv", text))
-    assert rows(found) == [("a", "b", 0.25)]
+    path = written(tmp_path, "p.csv", text)
+    assert is_comparisons(path)
+    assert rows(read_comparisons(path)[0]) == [("a", "b", 0.25)]
+    assert read_queue(path) == [(tmp_path / "a", tmp_path / "b")]
 
 
 def test_pairs_without_an_answer_are_left_out(tmp_path):
@@ -270,5 +275,5 @@ def test_a_cell_without_end_is_said(tmp_path, line):
     (tmp_path / "p.csv").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"line \d of .*p.csv is not CSV: field larger"):
         read_comparisons(tmp_path / "p.csv")
-    with pytest.raises(ValueError, match=r"p.csv, line \d: field larger"):
+    with pytest.raises(ValueError, match=r"line \d of .*p.csv is not CSV: field larger"):
         read_queue(tmp_path / "p.csv")

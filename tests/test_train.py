@@ -139,7 +139,7 @@ def test_it_learns_on_the_features_of_towers(compared, tmp_path, kind):
 def test_a_missing_picture_is_named_and_nothing_is_written(compared, tmp_path):
     comparisons, _ = compared
     gone = (tmp_path / "gone.png", *comparisons.images[1:])
-    with pytest.raises(ValueError, match=r"no such file \(1\): .*gone.png; compared more"):
+    with pytest.raises(ValueError, match=r"no such file \(1\): .*gone.png$"):
         train(Comparisons(gone, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
 
@@ -163,6 +163,8 @@ def test_an_image_compared_with_itself_says_nothing(compared, tmp_path):
     found, _, _, notes = prepared(odd, None, 0, 0)
     assert len(found) == len(comparisons)
     assert "left out: 2 comparisons of an image with itself" in notes
+    found, held, dropped, _ = prepared(comparisons, Comparisons.of([(first, copy, 1.0)]), 0, 0)
+    assert len(found) == len(comparisons) and held is None and not dropped
     with pytest.raises(ValueError, match="no comparison of two different images"):
         prepared(Comparisons.of([(first, copy, 1.0)]), None, 0.1, 0)
 
@@ -177,7 +179,7 @@ def test_files_that_are_no_pictures_are_all_named_before_any_is_embedded(
     images = (*broken, tmp_path / "gone.png", *comparisons.images[6:])
     training = sys.modules["tastemaker.preferences.train"]
     monkeypatch.setattr(training, "embed_images", None)  # it would be called to embed
-    named = r"no such file \(1\): .*gone.png; no picture \(5\): .*broken0.png; .*broken\d.png; .* and 2 more"
+    named = r"no such file \(1\): .*gone.png; no picture \(5\): .*broken0.png; .*broken\d.png; .* and 2 more$"
     with pytest.raises(ValueError, match=named):
         train(Comparisons(images, comparisons.pairs, comparisons.p), out=tmp_path / "taste")
     assert not (tmp_path / "taste").exists()
@@ -243,8 +245,10 @@ def test_what_was_made_of_the_same_is_made_again_and_nothing_else(compared, tmp_
     first, again = (train(comparisons, **how) for _ in range(2))
     assert again.metrics == first.metrics
     others = Comparisons(comparisons.images, comparisons.pairs, 1 - comparisons.p)
-    with pytest.raises(FileExistsError, match="of other comparisons or another base"):
+    with pytest.raises(FileExistsError, match="of other comparisons, another base or"):
         train(others, **how)
+    with pytest.raises(FileExistsError, match="another choice of robust"):
+        train(comparisons, **how, robust=False)
     assert load_scorer(tmp_path / "taste").card == first.scorer.card
 
 
