@@ -104,6 +104,7 @@ sure" is at 5 % for all those cells together (Holm); by its own interval one cel
   below, by the same margin. *base*: the same, and what nano brings: its score, and its prior of what tastes weigh
   its features by, made of random tastes (`training/head_prior.py`). [What each is worth](preferences_base.md).
 - *suggested*: as *base*; from {FIRST} comparisons on three in four are those that `suggest_for` finds.
+  That it draws from random pairs was chosen on users 100 to 115, after the users below had shown the need.
 
 Keeping the copies has a price, which is stated below: by default the head is less accurate than one that
 keeps none, even one from scratch from 50 comparisons on. That one puts many copies above their originals.
