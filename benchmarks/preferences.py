@@ -18,9 +18,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import preferences_report
 import torch
 from simulated import (
+    FREE,
     KINDS,
+    ROBUST,
     Study,
     answers,
     arguments,
@@ -42,7 +45,6 @@ COUNTS = (25, 50, 100, 150, 200, 375, 500, 750, 1000, 20000)
 SUGGESTED = (100, 150, 200, 375, 500, 750, 1000)
 FIRST_USER = 5000  # whose luck no constant was chosen on: those were, on users 100 to 123
 ROUND, AT_ONCE = 0.4, 50  # more comparisons, at most, before the head is fitted and suggests anew
-ROBUST, FREE = "default", "--no-robust"  # how `tastemaker train` is called
 
 
 class Measured(NamedTuple):
@@ -66,8 +68,6 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), None, torch.set_num_threads, (1,)) as pool:
         found = pool.map(functools.partial(measure, study), everyone)
         results = list(tqdm(found, total=len(everyone)))
-    import preferences_report
-
     preferences_report.write(study, results)
 
 

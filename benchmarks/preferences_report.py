@@ -17,9 +17,8 @@ import tastes
 import torch
 from measure import machine, table
 from scipy.stats import t as student
-from simulated import KINDS, TESTED, Study, still
+from simulated import FREE, KINDS, ROBUST, TESTED, Study, still
 
-from preferences import FREE, ROBUST
 from tastemaker.preferences.asking import FIRST
 from tastemaker.preferences.keeping import PICTURES
 

@@ -28,6 +28,7 @@ from tastemaker.training.judging import as_tensor
 from tastemaker.training.nano import trained_on
 from tastemaker.training.pictures import Picture, unseen, usable_pictures
 
+ROBUST, FREE = "default", "--no-robust"  # how `tastemaker train` is called
 KINDS = ("jpeg", "low_resolution")
 VERSIONS, HELD_OUT_VERSIONS = 6, 8  # of each picture
 TESTED = 20_000  # held-out pairs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,13 +55,11 @@ def read_part(
     Raises:
         ValueError: the file has no such part or voter, or is no file of comparisons.
     """
-    from ..preferences.comparisons import Comparisons, read_comparisons
+    from ..preferences.comparisons import Comparisons, read_noting
 
-    with warnings.catch_warnings(record=True) as said:  # of what is left out
-        warnings.simplefilter("always")
-        train, test = read_comparisons(path, voter)
-    for warning in said:
-        click.echo(f"Warning: {warning.message}", err=True)
+    train, test, notes = read_noting(path, voter)
+    for note in notes:
+        click.echo(f"Warning: {note}", err=True)
     if voter is not None:
         return train, f"{path.name}, {voter}"
     if part == "test" and test is None:

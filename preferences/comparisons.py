@@ -127,6 +127,16 @@ def read_comparisons(
     return train, test
 
 
+def read_noting(
+    path: str | Path, voter: str | None = None
+) -> tuple[Comparisons, Comparisons | None, list[str]]:
+    """As `read_comparisons`, with a line on each thing that it would warn of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train, test = read_comparisons(path, voter)
+    return train, test, [str(warning.message) for warning in said]
+
+
 def write_comparisons(path: str | Path, train: Comparisons, test: Comparisons | None = None):
     """Writes `path` (.json or .csv), whole or not at all; what lies below its folder as relative.
 
@@ -215,7 +225,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[Path, Path, float]]:
         raise ValueError(f"nobody has answered {path} yet: tastemaker vote {path}")
     if unanswered:
         warnings.warn(
-            f"{path}: left out, {counted(unanswered, 'pair')} without an answer", stacklevel=3
+            f"{path}: left out, {counted(unanswered, 'pair')} without an answer", stacklevel=4
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ..scorers.personal import (
 )
 from ..scorers.personal_files import is_free, is_trained, write_personal
 from ..wording import counted
-from .comparisons import Comparisons, read_comparisons
+from .comparisons import Comparisons, read_noting
 from .destination import check_free
 from .embeddings import Progress, base_scores, contents_of, embed_images
 from .entries import calibration_entry, data_entry
@@ -168,10 +167,7 @@ def prepared(
     """
     lines: list[str] = []
     if not isinstance(comparisons, Comparisons):
-        with warnings.catch_warnings(record=True) as said:  # of pictures that are gone
-            warnings.simplefilter("always")
-            comparisons, own = read_comparisons(Path(comparisons), voter)
-        lines += [str(warning.message) for warning in said]
+        comparisons, own, lines = read_noting(comparisons, voter)
         test = own if test is None else test
     found = problems(comparisons, test)
     lines += found.lines()
